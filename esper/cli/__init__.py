@@ -1,0 +1,1 @@
+"""The `esper` command: thin; what it does is in esper.runtime."""

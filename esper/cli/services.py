@@ -1,0 +1,67 @@
+"""`esper up` and `esper serve`."""
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import Any
+
+COMPONENTS = (
+    "oona",
+    "urza",
+    "tezzeret",
+    "urabrask",
+    "karn",
+    "kasmina",
+    "tolaria",
+    "tamiyo",
+    "simic",
+    "emrakul",
+    "nissa",
+)
+
+
+def add(commands: Any) -> None:
+    up = commands.add_parser("up", help="start the runtime: broker and all services, without training")
+    _common(up)
+    up.set_defaults(do=run_up)
+    serve = commands.add_parser("serve", help="run one service alone")
+    serve.add_argument("component", choices=COMPONENTS)
+    serve.add_argument("--peer", action="append", default=[], metavar="COMPONENT=ADDRESS", help="where others listen")
+    serve.add_argument("--broker", default="", help="URL of the NATS server, with its token: nats://TOKEN@HOST:PORT")
+    _common(serve)
+    serve.set_defaults(do=run_serve)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--home", default=".esper", help="folder of the runtime (default .esper)")
+    parser.add_argument("--address", default="127.0.0.1:0", help="where to listen; port 0 takes a free one")
+    parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="serve Prometheus metrics there, over HTTP")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of forge, evaluation and nursery each")
+
+
+def run_up(options: argparse.Namespace) -> int:
+    from esper.runtime.serve import ServeOptions, serve
+
+    settings = ServeOptions(
+        home=Path(options.home), address=options.address, workers=options.workers, metrics=options.metrics
+    )
+    return asyncio.run(serve(settings))
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    from esper.errors import InvalidConfig
+    from esper.runtime.serve import ServeOptions, serve
+
+    peers = dict(peer.partition("=")[::2] for peer in options.peer)
+    if unknown := set(peers) - set(COMPONENTS):
+        raise InvalidConfig(f"--peer names {', '.join(sorted(unknown))}; components are {', '.join(COMPONENTS)}")
+    settings = ServeOptions(
+        home=Path(options.home),
+        address=options.address,
+        workers=options.workers,
+        components=(options.component,),
+        peers=peers,
+        broker=options.broker,
+        metrics=options.metrics,
+    )
+    return asyncio.run(serve(settings))

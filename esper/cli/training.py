@@ -1,0 +1,100 @@
+"""`esper demo` and `esper train`."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from esper.errors import InvalidConfig
+from esper.runtime.spec import RUNS, TrainSpec, read_spec, spec_from
+
+TASKS = ("digits", "text", "tabular")
+POLICIES = ("never", "periodic-random", "largest-on-schedule", "task-prior", "plateau", "heuristic", "bandit")
+
+
+def add(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="grow a small network on data that comes with the dependencies")
+    demo.add_argument("--task", choices=TASKS, default="digits")
+    _common(demo)
+    demo.set_defaults(do=run_demo)
+    train = commands.add_parser("train", help="train your own task: module:callable, or a YAML file")
+    train.add_argument("what", nargs="?", help="module:callable that returns an esper.Task, or a YAML file of settings")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run from its newest checkpoint")
+    train.add_argument("--controls", action="store_true", help="train the never-grown and static-final controls too")
+    _common(train)
+    train.set_defaults(do=run_train)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", choices=(*POLICIES, "gnn"), metavar="POLICY", help=", ".join(POLICIES))
+    parser.add_argument("--seed", type=int, help="random seed of model, data order and decisions")
+    parser.add_argument("--steps", type=int, help="training steps")
+    parser.add_argument("--device", help='where to train, e.g. "cpu" or "cuda"')
+    parser.add_argument("--deterministic", action="store_true", help="wait for answers, so that two runs are equal")
+    parser.add_argument("--no-services", action="store_true", help="all components in this process, called directly")
+    parser.add_argument("--no-view", action="store_true", help="plain lines instead of the live view")
+    parser.add_argument("--run-id", default="", help="name of the run; made up if absent")
+    parser.add_argument("--home", default=".esper", help="folder of the runtime (default .esper)")
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    spec = TrainSpec(task=f"esper.tolaria.tasks.{options.task}:task")
+    return _conduct(_over(spec, options).named(options.task), options, controls=True)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    if options.resume:
+        spec = read_spec(RUNS / options.resume / "spec.json")
+        spec = dataclasses.replace(spec, resume=True, home=options.home)
+        return _conduct(spec, options, controls=options.controls)
+    if not options.what:
+        raise InvalidConfig("name a task as module:callable or a YAML file, or --resume a run")
+    spec = _over(_read(options.what), options)
+    return _conduct(
+        spec.named(spec.task.partition(":")[0].rpartition(".")[2].lower()), options, controls=options.controls
+    )
+
+
+def _read(what: str) -> TrainSpec:
+    """A spec from module:callable, imported from the present directory, or from a YAML file beside which it lies."""
+    if what.endswith((".yaml", ".yml")):
+        path = Path(what)
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise InvalidConfig(f"{path} cannot be read as YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise InvalidConfig(f"{path} must hold keys and values, got {type(values).__name__}")
+        values.setdefault("import_paths", [str(path.parent.absolute())])
+        return spec_from(values, str(path))
+    return TrainSpec(task=what, import_paths=[str(Path.cwd())])
+
+
+def _over(spec: TrainSpec, options: argparse.Namespace) -> TrainSpec:
+    """The spec with what the command line says laid over it."""
+    growth = {**spec.growth, "policy": options.policy} if options.policy else spec.growth
+    seed = spec.seed if options.seed is None else options.seed
+    return dataclasses.replace(
+        spec,
+        growth=growth,
+        seed=seed,
+        arguments={**spec.arguments, "seed": seed},
+        steps=options.steps or spec.steps,
+        device=options.device or spec.device,
+        deterministic=options.deterministic or spec.deterministic,
+        services=not options.no_services and spec.services,
+        run_id=options.run_id or spec.run_id,
+        home=options.home,
+    )
+
+
+def _conduct(spec: TrainSpec, options: argparse.Namespace, *, controls: bool) -> int:
+    if spec.services:
+        from esper.runtime.conduct import conduct
+
+        return conduct(spec, live=not options.no_view, controls=controls)
+    from esper.runtime.alone import conduct_alone
+
+    return conduct_alone(spec, live=not options.no_view, controls=controls)

@@ -1,0 +1,62 @@
+"""gRPC shell of the architectural sculptor: read, call, write."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from esper.api.common.v1 import resource_pb2
+from esper.api.emrakul.v1 import sculptor_pb2 as pb
+from esper.api.emrakul.v1 import sculptor_pb2_grpc as pb_grpc
+from esper.api.kasmina.v1 import control_pb2
+from esper.emrakul.advice import Sculptor
+from esper.rpc import paging
+
+Context = grpc.aio.ServicerContext[Any, Any]
+# Sends a command to a run after checking run and seed.
+Send = Callable[[control_pb2.ControlCommand], Awaitable[None]]
+# The fossils of a run that can be probed. Raises NotFound, PreconditionFailed.
+Probeable = Callable[[str], Awaitable[control_pb2.Probe]]
+
+
+class SculptorServicer(pb_grpc.SculptorServiceServicer):
+    """Contract: proto/esper/api/emrakul/v1/sculptor.proto."""
+
+    def __init__(self, sculptor: Sculptor, send: Send, probeable: Probeable) -> None:
+        self.sculptor = sculptor
+        self.send = send
+        self.probeable = probeable
+
+    async def Advise(self, request: pb.AdviseRequest, context: Context) -> pb.AdviseResponse:
+        return await self.sculptor.advise(request.state)
+
+    async def ListProbes(self, request: pb.ListProbesRequest, context: Context) -> pb.ListProbesResponse:
+        of = paging.identity("ListProbes", request.run_id)
+        before, size = int(paging.read_token(request.page, of) or 0), paging.size_of(request.page)
+        rows = self.sculptor.findings.list({"run_id": request.run_id}, before=before, limit=size, newest_first=True)
+        token = paging.write_token(str(rows[-1][0]), of) if len(rows) == size else ""
+        page = resource_pb2.PageReply(next_token=token)
+        return pb.ListProbesResponse(findings=[finding for _, finding in rows], page=page)
+
+    async def RequestProbe(self, request: pb.RequestProbeRequest, context: Context) -> pb.RequestProbeResponse:
+        probe = await self.probeable(request.run_id)
+        command = _command(request.run_id, f"operator/{probe.probe_id}", "asked for by an operator")
+        command.probe.CopyFrom(probe)
+        await self.send(command)
+        return pb.RequestProbeResponse(probe_id=probe.probe_id)
+
+    async def RemoveFossil(self, request: pb.RemoveFossilRequest, context: Context) -> pb.RemoveFossilResponse:
+        command = _command(request.seed.run_id, f"operator/remove/{request.request_id}", request.reason)
+        command.remove.seed.CopyFrom(request.seed)
+        await self.send(command)
+        return pb.RemoveFossilResponse(command_id=command.command_id)
+
+    async def RestoreFossil(self, request: pb.RestoreFossilRequest, context: Context) -> pb.RestoreFossilResponse:
+        command = _command(request.seed.run_id, f"operator/restore/{request.request_id}", request.reason)
+        command.restore.seed.CopyFrom(request.seed)
+        await self.send(command)
+        return pb.RestoreFossilResponse(command_id=command.command_id)
+
+
+def _command(run_id: str, key: str, reason: str) -> control_pb2.ControlCommand:
+    return control_pb2.ControlCommand(command_id=f"{run_id}/{key}", run_id=run_id, issuer="operator", reason=reason)

@@ -1,0 +1,167 @@
+"""A graft inside its host: the registered child `esper_<slot>` of a site.
+
+    residual   h + alpha * g(h)                 (default; g ends in zeros at birth)
+    gated      h + alpha * tanh(gamma) * g(h)   gamma learned per channel from 0
+    convex     h + alpha * (g(h) - h)
+
+h is the site's output, or the slot's chunk of its channels. alpha is a 0-dim tensor
+owned by the seed table, so that a ramp changes no Python value a compiler guards on.
+"""
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.blueprint.lower import Lowered
+from esper.host.layout import Layout
+
+Form = Callable[..., Tensor]
+
+
+class Strategy(enum.Enum):
+    RESIDUAL = "residual"
+    CONVEX = "convex"
+    GATED = "gated"
+
+
+class Graft(nn.Module):
+    """One seed's branch, its place in the site's output and its blend factor.
+
+    A live graft guards the step: if its kernel raises, returns another shape or a
+    value that is not finite, the host's output passes unchanged and `fault` says what
+    happened. `settle` ends the guard and fixes alpha at 1, for fossils.
+    """
+
+    alpha: Tensor
+
+    def __init__(
+        self,
+        body: Lowered,
+        layout: Layout,
+        alpha: Tensor,
+        *,
+        span: tuple[int, int] | None = None,
+        strategy: Strategy = Strategy.RESIDUAL,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.layout = layout
+        self.alpha = alpha
+        self.span = span
+        self.strategy = strategy
+        self.settled = False
+        self.fault = ""
+        self.form: Form | None = None
+        if strategy is Strategy.GATED:
+            after = layout.kind.position_dims if layout.kind.channels_first else 0
+            shape = [body.interface.channels] + [1] * after
+            like = next(body.parameters(), torch.empty(0, dtype=body.interface.dtype, device=alpha.device))
+            self.gamma = nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
+
+    def use_form(self, form: Form | None) -> None:
+        """Compute g with `form(h, *parameters)`, a compiled equal of the body; None: with the body itself."""
+        self.form = form
+
+    def settle(self) -> None:
+        """alpha is 1 from here on and the output is no longer checked."""
+        self.settled = True
+        self.form = None
+
+    def forward(self, host: Tensor) -> Tensor:
+        """Join this graft to a site's output, same shape and layout."""
+        turned = host.transpose(0, 1) if self.layout.transposed else host
+        part = self._part(turned)
+        joined = self.join(part) if self.settled else self._guarded(part)
+        if joined is part:
+            return host
+        joined = self._splice(turned, joined)
+        return joined.transpose(0, 1) if self.layout.transposed else joined
+
+    def _part(self, turned: Tensor) -> Tensor:
+        """The slot's chunk of the channels."""
+        if self.span is None:
+            return turned
+        start, stop = self.span
+        return turned.narrow(self.layout.channel_dim, start, stop - start)
+
+    def _splice(self, turned: Tensor, joined: Tensor) -> Tensor:
+        """The whole output with the slot's chunk replaced."""
+        if self.span is None:
+            return joined
+        start, stop = self.span
+        dim = self.layout.channel_dim
+        rest = turned.shape[dim] - stop
+        return torch.cat([turned.narrow(dim, 0, start), joined, turned.narrow(dim, stop, rest)], dim)
+
+    def candidate(self, host: Tensor) -> Tensor:
+        """`forward` without the guard: a candidate's fault ends its own trial and nothing else."""
+        turned = host.transpose(0, 1) if self.layout.transposed else host
+        joined = self._splice(turned, self.join(self._part(turned)))
+        return joined.transpose(0, 1) if self.layout.transposed else joined
+
+    def join(self, part: Tensor) -> Tensor:
+        """part + alpha * delta for the strategy's delta."""
+        return self._blend(part, self._branch(part))
+
+    def _blend(self, part: Tensor, branch: Tensor) -> Tensor:
+        """In the wider of the two dtypes, returned in the host's: under autocast a branch may come in another."""
+        delta = self._delta(part, branch)
+        return (part + (delta if self.settled else self.alpha * delta)).type_as(part)
+
+    def _branch(self, part: Tensor) -> Tensor:
+        if self.form is not None and not torch.compiler.is_compiling():
+            return self.form(part, *self.body.ordered_parameters())
+        branch: Tensor = self.body(part)
+        return branch
+
+    def _delta(self, part: Tensor, branch: Tensor) -> Tensor:
+        if self.strategy is Strategy.CONVEX:
+            return branch - part
+        if self.strategy is Strategy.GATED:
+            return torch.tanh(self.gamma) * branch
+        return branch
+
+    def _guarded(self, part: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.join(part)
+        try:
+            branch = self._branch(part)
+        except Exception as error:  # whatever a kernel raises, the host's step goes on
+            self.fault = f"raised {type(error).__name__}: {error}"
+            return part
+        if fault := _fault_of(branch, part):
+            self.fault = fault
+            return part
+        return self._blend(part, branch)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Graft":
+        """Follow `.to(device)`; alpha stays float32 whatever `.half()` does to parameters."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alpha = self.alpha.to(fn(torch.empty(0, device=self.alpha.device)).device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy computes with the body: a compiled form is neither picklable nor copyable."""
+        return {**self.__dict__, "form": None}
+
+    def extra_repr(self) -> str:
+        where = "all channels" if self.span is None else f"channels {self.span[0]}:{self.span[1]}"
+        return f"{self.strategy.value}, {where}, {'settled' if self.settled else f'alpha {float(self.alpha):.3g}'}"
+
+
+def _fault_of(branch: object, part: Tensor) -> str:
+    """Why what a kernel returned cannot join `part`; empty if it can."""
+    if not isinstance(branch, Tensor) or not branch.is_floating_point():
+        kind = str(branch.dtype) if isinstance(branch, Tensor) else type(branch).__name__
+        return f"returned {kind}, not a floating-point tensor"
+    if branch.shape != part.shape or branch.device != part.device:
+        return f"returned {list(branch.shape)} on {branch.device} for {list(part.shape)} on {part.device}"
+    # Reading the device would wait for it, so this is for the CPU alone. A NaN or an infinity makes the sum not
+    # finite; large values can too, so that only then every value is looked at.
+    seen = branch.detach()
+    if part.is_cpu and not torch.isfinite(seen.sum(dtype=torch.float32)) and not torch.isfinite(seen).all():
+        return "returned a value that is not finite"
+    return ""

@@ -1,0 +1,1 @@
+"""The generative architect: designs as blueprints, never code."""

@@ -1,0 +1,1 @@
+"""Observability: what happened in every run, written down once and shown in many ways."""

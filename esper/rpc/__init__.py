@@ -1,0 +1,1 @@
+"""The gRPC plumbing every service uses: server, channel, errors, validation, authentication, deadlines."""

@@ -1,0 +1,196 @@
+"""Tie a wrapped model to a runtime: what `esper.attach` does."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from esper.api.tolaria.v1 import trainer_pb2
+from esper.api.urza.v1 import library_pb2
+from esper.artifact.bundle import Artifact
+from esper.artifact.keys import TrustRoots
+from esper.blueprint.interface import Interface
+from esper.errors import InvalidConfig, NotFound, Unavailable
+from esper.kasmina.cache import KernelCache
+from esper.kasmina.handle import ModelHandle
+from esper.kasmina.kernel import Kernel
+from esper.kasmina.loader import KernelLoader
+from esper.runtime.clients import LibraryClient
+from esper.runtime.courier import Courier
+from esper.runtime.home import DEFAULT, Contact, Home
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.codec import write_site, write_task
+from esper.tolaria.line import Line
+from esper.tolaria.run import Run
+from esper.tolaria.session import Session
+from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, write_budget, write_growth
+from esper.tolaria.spool import Spool
+from esper.tolaria.step import Parts, step_flops
+from esper.tolaria.task import Task, check_task, load_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is, before it has a line to anybody."""
+
+    run_id: str
+    directory: Path
+    task: Task | None
+    settings: GrowthSettings
+    budget: Budget
+    total_steps: int
+    seed: int
+    deterministic: bool
+
+
+def attach(
+    handle: ModelHandle,
+    optimizer: Optimizer,
+    *,
+    task: str | Task | None = None,
+    scheduler: LRScheduler | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    runtime: str | Contact | None = None,
+    run_id: str = "",
+    directory: str | Path = "",
+    total_steps: int = 0,
+    seed: int = 0,
+    growth: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
+    deterministic: bool = False,
+    resume: bool = False,
+) -> Session:
+    """Tie a wrapped model and its optimiser to a runtime and return the session of the run.
+
+    `task`: "module:callable" that makes the same model, loss, optimiser and data elsewhere;
+    without it nothing can be tried, so nothing grows. `runtime`: the folder of a running
+    runtime (`esper up --home`), ".esper" if None. `growth` and `budget`: settings by name.
+    `resume`: go on from the newest checkpoint of `run_id`.
+
+    Raises NotFound where no runtime runs, InvalidConfig for a task or setting that does not
+    work, Conflict where the run is attached already.
+    """
+    known = _task(task)
+    contact = runtime if isinstance(runtime, Contact) else Home(Path(runtime or DEFAULT)).contact()
+    run_id = run_id or f"{known.name if known else 'run'}-{secrets.token_hex(3)}"
+    folder = Path(directory or Path("runs") / run_id).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan(
+        run_id=run_id,
+        directory=folder,
+        task=known,
+        settings=from_mapping(GrowthSettings, {**(known.growth if known else {}), **(growth or {})}, "growth"),
+        budget=from_mapping(Budget, budget or {}, "budget"),
+        total_steps=total_steps,
+        seed=seed,
+        deterministic=deterministic,
+    )
+    checkpoint = CheckpointStore(folder / "checkpoints").latest() if resume else None
+    parts = Parts(handle.model, optimizer, scheduler, scaler)
+    hello = hello_of(handle, plan)
+    if checkpoint is not None:
+        hello.last_command_sequence = checkpoint[0].last_command_sequence
+    courier = Courier(contact.address, contact.token(), hello)
+    courier.start()
+    assert courier.welcome is not None
+    loader = _loader(contact, courier.welcome)
+    courier.load = _load_over(loader, courier)
+    return open_session(handle, make_run(handle, parts, plan, courier), checkpoint)
+
+
+def make_run(handle: ModelHandle, parts: Parts, plan: Plan, line: Line) -> Run:
+    """The state of a run that is about to begin."""
+    flops, rows = step_flops(parts, plan.task) if plan.task is not None else (0.0, 0)
+    handle.executor.run_seed = plan.seed
+    handle.executor.embargo_steps = plan.settings.embargo_steps
+    handle.executor.use_compiled_forms = not plan.deterministic
+    return Run(
+        run_id=plan.run_id,
+        directory=plan.directory,
+        parts=parts,
+        executor=handle.executor,
+        line=line,
+        spool=Spool(plan.directory / "spool"),
+        settings=plan.settings,
+        budget=plan.budget,
+        task=plan.task,
+        total_steps=plan.total_steps,
+        seed=plan.seed,
+        deterministic=plan.deterministic,
+        host_step_flops=flops,
+        batch_rows=rows,
+    )
+
+
+def open_session(
+    handle: ModelHandle, run: Run, checkpoint: tuple[trainer_pb2.CheckpointManifest, Path] | None
+) -> Session:
+    """The session of a run, new or put to its checkpoint; the handle learns of optimiser and readings."""
+    session = Session(run, telemetry=handle.telemetry_enabled)
+    if checkpoint is not None:
+        session.resume(*checkpoint)
+    handle.optimizer = run.parts.optimizer
+    handle.health = session.reports.health
+    return session
+
+
+def _task(task: str | Task | None) -> Task | None:
+    known = load_task(task) if isinstance(task, str) else task
+    if known is None:
+        return None
+    if known.reference is None:
+        raise InvalidConfig(
+            f"task {known.name!r} was not made by an importable factory, so workers cannot make it; "
+            "pass task='module:callable'"
+        )
+    check_task(known)
+    return known
+
+
+def hello_of(handle: ModelHandle, plan: Plan) -> trainer_pb2.Hello:
+    """What the trainer of a run says first."""
+    table, task = handle.executor.table, plan.task
+    return trainer_pb2.Hello(
+        run_id=plan.run_id,
+        task=write_task(task.reference) if task is not None and task.reference is not None else None,
+        task_name=task.name if task is not None else "",
+        directory=str(plan.directory),
+        sites=[write_site(site, len(table.of_site(name))) for name, site in handle.executor.sites.items()],
+        settings=write_growth(plan.settings, plan.total_steps),
+        budget=write_budget(plan.budget),
+        total_steps=plan.total_steps,
+        random_seed=plan.seed,
+        versions={"torch": torch.__version__},
+        deterministic=plan.deterministic,
+        session=secrets.token_hex(8),
+    )
+
+
+def _loader(contact: Contact, welcome: trainer_pb2.Welcome) -> KernelLoader:
+    roots = TrustRoots(tuple(welcome.forge_keys), tuple(welcome.evaluation_keys))
+    home = Path(contact.token_file).parent
+    return KernelLoader(KernelCache(Home(home).kernels, roots, _not_at_hand))
+
+
+def _not_at_hand(artifact_id: str) -> Artifact:
+    raise Unavailable(f"kernel {artifact_id} has not been fetched from the library")
+
+
+def _load_over(loader: KernelLoader, courier: Courier) -> Callable[[str, Interface], Any]:
+    """Load a kernel on the courier's thread: from memory, disk, or the library, whichever is first to have it."""
+
+    async def load(artifact_id: str, interface: Interface) -> Kernel:
+        try:
+            return loader.load(artifact_id, interface).kernel
+        except (Unavailable, NotFound):
+            request = library_pb2.DownloadKernelRequest(artifact_id=artifact_id)
+            manifest, files = await LibraryClient(courier.channel).download_kernel(request)
+            loader.cache.take(Artifact(manifest, files))
+            return loader.load(artifact_id, interface).kernel
+
+    return load

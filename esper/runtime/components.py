@@ -1,0 +1,163 @@
+"""All components in one process, called directly: what a run with `--no-services` is tied to.
+
+Two kinds of child process remain: kernels are compiled and evaluated in workers, since an
+evaluator that shares a process with its candidate could not be believed.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from esper.api.common.v1 import interface_pb2
+from esper.api.kasmina.v1 import control_pb2, nursery_pb2
+from esper.api.simic.v1 import replay_pb2
+from esper.api.tamiyo.v1 import controller_pb2
+from esper.api.tezzeret.v1 import forge_pb2
+from esper.api.tolaria.v1 import trainer_pb2
+from esper.artifact.folder import read_folder
+from esper.artifact.keys import load_or_create_key
+from esper.blueprint.interface import Interface
+from esper.emrakul.advice import Sculptor, finding_log
+from esper.kasmina.cache import folder_of
+from esper.kasmina.kernel import Kernel
+from esper.kasmina.loader import parse
+from esper.kasmina.nursery.desk import kernels_of
+from esper.kasmina.nursery.worker import NurseryWorker
+from esper.nissa.sink import RunSink
+from esper.runtime.home import Home
+from esper.runtime.local import LocalLine, Packet
+from esper.runtime.platform import now, trust_of
+from esper.runtime.pool import Pool
+from esper.runtime.services import WORKSHOP, clock
+from esper.runtime.stock import Stock, kernel_stock, offer_templates
+from esper.simic.store import ReplayStore
+from esper.tamiyo.answer import Controller, SearchKernels
+from esper.tamiyo.service import decision_log
+from esper.tezzeret.forge import Forge, ForgeOptions
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.replay import make_run
+from esper.urabrask.evaluator import Evaluator, EvaluatorOptions
+from esper.urza.service import open_library
+
+WORKERS = 2
+
+
+class Components:
+    """Everything but the trainer, in a home that this process holds. A context manager."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._runner = asyncio.Runner()
+        self._stack = AsyncExitStack()
+        self._kernels: dict[str, Kernel] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._runner.run(self._open())
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.run(self._stack.aclose())
+        self._runner.close()
+
+    def make_kernels(self, interfaces: Iterable[interface_pb2.Interface]) -> None:
+        """Have every blueprint that fits an interface compiled, evaluated and, if it passes, promoted."""
+        for interface in interfaces:
+            self._runner.run(self._stock.order(interface, self._make))
+
+    def line(self, sink: RunSink, checkpoints: CheckpointStore) -> LocalLine:
+        """What a run talks to. `sink` records it; checkpoints are written as they are asked for."""
+
+        def heard(request: trainer_pb2.AttachRequest) -> None:
+            if request.HasField("checkpoint"):
+                checkpoints.write(request.checkpoint.manifest, Path(request.checkpoint.manifest.tensors.path))
+            else:
+                sink.request(request)
+
+        def answered(response: controller_pb2.DecideResponse) -> None:
+            for decision in response.decisions:
+                self._decisions.append(decision)
+            for report in response.field_reports:
+                self._replay.add(report)
+            sink.response(response)
+
+        return LocalLine(self._decide, self._nursery, self._load, heard, answered, self._advise)
+
+    def do(self, job: nursery_pb2.Job) -> nursery_pb2.JobResult:
+        """Do one nursery job here and now."""
+        results: list[nursery_pb2.JobResult] = []
+        self._runner.run(self._stock.provide(kernels_of(job)))
+        self._nursery.do(job, results.append)
+        return results[-1]
+
+    async def _open(self) -> None:
+        home, stack = self.home, self._stack
+        home.folder("db")
+        roots = trust_of(home, ("tezzeret", "urabrask"))
+        url = f"sqlite+aiosqlite:///{home.database('urza').absolute()}"
+        library = await open_library(url, home.folder("blobs").absolute().as_uri(), roots)
+        stack.push_async_callback(library.close)
+        pool = Pool("workshop", WORKSHOP, size=WORKERS, log=home.folder("logs") / "workshop.log")
+        await pool.start()
+        stack.push_async_callback(pool.stop)
+        forge_key, evaluation_key = (load_or_create_key(home.key(name)) for name in ("forge", "evaluation"))
+        forge = Forge(library, pool, forge_key, _to_nobody, clock, ForgeOptions(workers=WORKERS))
+        self._forge = await stack.enter_async_context(forge)
+        options = EvaluatorOptions(workers=WORKERS)
+        evaluator = Evaluator(library, library, pool, evaluation_key, roots, _to_nobody, clock, options)
+        self._evaluator = await stack.enter_async_context(evaluator)
+        await offer_templates(library)
+        self._stock = Stock(library, home.kernels, roots)
+        self._open_records(lambda interface: kernel_stock(library, interface))
+        self._roots = roots
+
+    def _open_records(self, search: SearchKernels) -> None:
+        home = self.home
+        self._replay = ReplayStore(home.database("simic"), now)
+        self._decisions = decision_log(home.database("decisions"))
+        findings = finding_log(home.database("emrakul"))
+        for store in (self._replay, self._decisions, findings):
+            self._stack.callback(store.close)
+        self._sculptor = Sculptor(findings, now)
+        self._controller = Controller(search, self._summarise, now)
+        self._nursery = NurseryWorker(make_run, self._kernel, home.folder("nursery"))
+
+    async def _make(self, orders: Iterable[forge_pb2.BlueprintSubmitted]) -> None:
+        await asyncio.gather(*(self._make_one(order) for order in orders))
+
+    async def _make_one(self, order: forge_pb2.BlueprintSubmitted) -> None:
+        for record in await self._forge.compile_submitted(order):
+            if record.artifact_id:
+                await self._evaluator.evaluate(record.artifact_id)
+
+    async def _summarise(self, task_name: str) -> Sequence[replay_pb2.Summary]:
+        return self._replay.summaries(replay_pb2.Filter(task_name=task_name))
+
+    def _decide(self, packet: Packet) -> controller_pb2.DecideResponse:
+        return self._runner.run(self._controller.answer(packet))
+
+    def _advise(self, packet: Packet) -> Sequence[control_pb2.ControlCommand]:
+        return self._runner.run(self._sculptor.advise(packet)).commands
+
+    def _load(self, artifact_id: str, _interface: Interface) -> Kernel:
+        return self._kernel(artifact_id)
+
+    def _kernel(self, artifact_id: str) -> Kernel:
+        """A promoted kernel, verified. Raises what the library and the verification raise."""
+        if artifact_id not in self._kernels:
+            self._runner.run(self._stock.provide([artifact_id]))
+            folder = folder_of(self.home.kernels, artifact_id)
+            self._kernels[artifact_id] = parse(read_folder(folder), self._roots)
+        return self._kernels[artifact_id]
+
+
+async def _to_nobody(_message: object) -> None:
+    """The library has it; nobody listens for news of it."""

@@ -1,0 +1,261 @@
+"""A pool of single-use worker processes, forked ahead of time from a warm one.
+
+Each job gets a process that has imported torch and nothing else's state. Workers run at
+the lowest priority with one thread. A worker that dies, or is still at work at its
+deadline, costs its own job only.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from esper.errors import DeadlineExceeded, Exhausted, KernelFault, Unavailable
+from esper.runtime.warm import DONE, FAILED, PARTIAL
+
+_HEADER_BYTES = 5
+
+
+@dataclass(order=True)
+class _Waiting:
+    """A job in the queue; higher priority first, then first come."""
+
+    rank: tuple[int, int]
+    kind: str = field(compare=False)
+    payload: bytes = field(compare=False)
+    long: bool = field(compare=False)
+    timeout_s: float = field(compare=False)
+    on_partial: Callable[[bytes], None] = field(compare=False)
+    answer: asyncio.Future[bytes] = field(compare=False)
+
+
+@dataclass
+class _Child:
+    pid: int
+    generation: int
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class Pool:
+    """`size` jobs at a time, of kinds named `{kind: "module:function"}`; see warm.py for the functions.
+
+    Of more than one place, one is kept for jobs that are not `long`, so that a short
+    question never waits for a long one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kinds: Mapping[str, str],
+        *,
+        size: int,
+        spare: int = 1,
+        max_queued: int = 10_000,
+        log: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.kinds = dict(kinds)
+        self.size = size
+        self.spare = spare
+        self.max_queued = max_queued
+        self.log = log
+        self.busy = 0
+        self._busy_long = 0
+        self._generation = 0
+        self._queue: list[_Waiting] = []
+        self._order = itertools.count()
+        self._idle: asyncio.Queue[_Child] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._folder = Path()
+        self._warm: asyncio.subprocess.Process | None = None
+        self._server: asyncio.Server | None = None
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    async def start(self) -> None:
+        """Start the warm process and its first children; jobs may be given at once."""
+        self._folder = Path(tempfile.mkdtemp(prefix=f"esper-{self.name}-"))
+        path = self._folder / "socket"
+        self._server = await asyncio.start_unix_server(self._connected, path=path)
+        kinds = [f"{name}={target}" for name, target in self.kinds.items()]
+        errors = self.log.open("ab") if self.log else None
+        self._warm = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "esper.runtime.warm",
+            str(path),
+            *kinds,
+            stdin=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        if errors:
+            errors.close()
+        await self._fork(self.size + self.spare)
+
+    async def stop(self) -> None:
+        """End everything; queued and running jobs fail with Unavailable."""
+        for waiting in self._queue:
+            _settle(waiting.answer, error=Unavailable(f"the {self.name} pool is stopping"))
+        self._queue.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._warm is not None and self._warm.returncode is None:
+            self._warm.kill()
+            await self._warm.wait()
+        if self._server is not None:
+            self._server.close()
+        while not self._idle.empty():
+            self._idle.get_nowait().writer.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def preload(self, target: str, argument: object) -> None:
+        """Have the warm process call `module:function` with a JSON argument, for children forked later."""
+        await self._command({"preload": [target, argument]})
+        self._generation += 1  # children forked before the preload are not used any more
+        await self._fork(self.size + self.spare)
+
+    async def run(
+        self,
+        kind: str,
+        payload: bytes,
+        timeout_s: float,
+        *,
+        priority: int = 0,
+        long: bool = False,
+        on_partial: Callable[[bytes], None] = lambda _: None,
+    ) -> bytes:
+        """Do one job in a process of its own and return its reply.
+
+        Raises Exhausted where the queue is full, DeadlineExceeded when the worker was still at
+        work after `timeout_s`, Unavailable when it died, KernelFault when the job raised.
+        """
+        if len(self._queue) >= self.max_queued:
+            raise Exhausted(f"the {self.name} queue holds {len(self._queue)} jobs, the limit; try again later")
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        rank = (-priority, next(self._order))
+        heapq.heappush(self._queue, _Waiting(rank, kind, payload, long, timeout_s, on_partial, answer))
+        self._dispatch()
+        return await answer
+
+    def _dispatch(self) -> None:
+        """Start what may start: best first, long jobs never in the last place of several."""
+        held = []
+        while self._queue and self.busy < self.size:
+            waiting = heapq.heappop(self._queue)
+            if waiting.answer.done():  # its caller has gone away
+                continue
+            if waiting.long and self._busy_long >= max(1, self.size - 1):
+                held.append(waiting)
+                continue
+            self.busy += 1
+            self._busy_long += waiting.long
+            task = asyncio.create_task(self._do(waiting))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        for waiting in held:
+            heapq.heappush(self._queue, waiting)
+
+    async def _do(self, waiting: _Waiting) -> None:
+        child: _Child | None = None
+        try:
+            child = await self._take_child()
+            async with asyncio.timeout(waiting.timeout_s):
+                _settle(waiting.answer, await self._converse(child, waiting))
+        except TimeoutError:
+            _settle(
+                waiting.answer,
+                error=DeadlineExceeded(
+                    f"a {waiting.kind} job was still at work after {waiting.timeout_s:g} s; its worker was ended"
+                ),
+            )
+        except (EOFError, ConnectionError, asyncio.IncompleteReadError):
+            _settle(
+                waiting.answer, error=Unavailable(f"the worker of a {waiting.kind} job died; the job may be sent again")
+            )
+        except KernelFault as error:
+            _settle(waiting.answer, error=error)
+        except asyncio.CancelledError:
+            _settle(waiting.answer, error=Unavailable(f"the {self.name} pool is stopping"))
+            raise
+        finally:
+            if child is not None:
+                _end(child)
+            self.busy -= 1
+            self._busy_long -= waiting.long
+            self._dispatch()
+
+    async def _converse(self, child: _Child, waiting: _Waiting) -> bytes:
+        for body in (waiting.kind.encode(), waiting.payload):
+            child.writer.write(DONE + len(body).to_bytes(4, "big") + body)
+        await child.writer.drain()
+        while True:
+            kind, body = await _frame(child.reader)
+            if kind == PARTIAL:
+                waiting.on_partial(body)
+            elif kind == FAILED:
+                raise KernelFault(body.decode())
+            else:
+                return body
+
+    async def _take_child(self) -> _Child:
+        """An idle child, with another one ordered in its place."""
+        await self._fork(1)
+        while True:
+            child = await self._idle.get()
+            if child.generation == self._generation and not child.writer.is_closing() and not child.reader.at_eof():
+                return child
+            child.writer.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # cancelled: the loop ends while a child is still saying hello
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            _, hello = await _frame(reader)
+            pid, generation = map(int, hello.split())
+            self._idle.put_nowait(_Child(pid, generation, reader, writer))
+
+    async def _fork(self, count: int) -> None:
+        await self._command({"fork": count, "generation": self._generation})
+
+    async def _command(self, command: dict[str, object]) -> None:
+        assert self._warm is not None
+        assert self._warm.stdin is not None
+        if self._warm.returncode is not None:
+            raise Unavailable(
+                f"the {self.name} pool's warm process ended with {self._warm.returncode}; restart the runtime"
+            )
+        self._warm.stdin.write(json.dumps(command).encode() + b"\n")
+        await self._warm.stdin.drain()
+
+
+async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    header = await reader.readexactly(_HEADER_BYTES)
+    return header[:1], await reader.readexactly(int.from_bytes(header[1:], "big"))
+
+
+def _settle(answer: asyncio.Future[bytes], value: bytes = b"", *, error: Exception | None = None) -> None:
+    if answer.done():
+        return
+    if error is None:
+        answer.set_result(value)
+    else:
+        answer.set_exception(error)
+
+
+def _end(child: _Child) -> None:
+    """Single use: whatever it is doing, it is over."""
+    child.writer.close()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, signal.SIGKILL)

@@ -1,0 +1,110 @@
+"""Build a run's model again from its lineage and weights, and prove it equal to the exported one."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from google.protobuf import json_format
+from torch import Tensor, nn
+
+from esper.api.common.v1 import seed_pb2
+from esper.artifact.folder import read_folder
+from esper.errors import Corrupt, NotFound, PreconditionFailed
+from esper.host.export import export_model, run_source
+from esper.kasmina.cache import folder_of
+from esper.kasmina.codec import read_graft
+from esper.kasmina.kernel import Kernel
+from esper.kasmina.loader import parse
+from esper.kasmina.regrow import GraftSpec, regrow
+from esper.runtime.runs import StoredRun
+from esper.runtime.trust import read_trust
+from esper.tolaria.replay import find_sites
+from esper.tolaria.task import Batch, Task, load_task
+
+KERNELS, TRUST = "kernels", "trust.json"
+
+
+def keep_kernels(run_folder: Path, home_kernels: Path, trust_file: Path, artifact_ids: Iterable[str]) -> None:
+    """Put the kernels of a run's fossils beside it, so that it can be rebuilt without a runtime."""
+    for artifact_id in artifact_ids:
+        target = folder_of(run_folder / KERNELS, artifact_id)
+        if not target.exists():
+            shutil.copytree(folder_of(home_kernels, artifact_id), target)
+    if trust_file.exists():
+        shutil.copy(trust_file, run_folder / TRUST)
+
+
+def rebuild_run(run: StoredRun) -> str:
+    """Prove that lineage and weights give the exported model's outputs, bit for bit. Returns what was compared.
+
+    Raises NotFound for a run that left no model, Corrupt or Untrusted for a kernel that is not
+    what it was, PreconditionFailed where an output differs.
+    """
+    task, model, batch = _rebuilt(run)
+    exported = run_source((run.folder / "model.py").read_text())
+    exported.load_state_dict(_weights(run))
+    exported.eval()
+    compared = 0
+    with torch.no_grad():
+        for held_out in [batch, *task.held_out("test")]:
+            ours, theirs = task.forward(model, held_out), task.forward(exported, held_out)
+            if not torch.equal(ours, theirs):
+                worst = float((ours - theirs).abs().max())
+                raise PreconditionFailed(
+                    f"run {run.run_id}: the rebuilt model differs from model.py by up to {worst:.3g}; "
+                    "lineage.json or model.pt is not what the run wrote"
+                )
+            compared += len(ours)
+    fossils = len(run.lineage.get("fossils", []))
+    return f"run {run.run_id}: rebuilt from {fossils} fossils and model.pt; {compared} outputs equal those of model.py"
+
+
+def export_run(run: StoredRun, to: str) -> str:
+    """Write model.py and model.pt from lineage and weights to a folder, the run's own if `to` is empty."""
+    _, model, batch = _rebuilt(run)
+    exported = export_model(model, (batch[0],), f"The model of run {run.run_id}.")
+    folder = Path(to) if to else run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.py").write_text(exported.source)
+    torch.save(exported.state, folder / "model.pt")
+    return f"wrote {folder / 'model.py'} and {folder / 'model.pt'}"
+
+
+def _rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
+    """Task, the rebuilt model in eval mode, and one batch."""
+    task = load_task(run.spec["task"], run.spec["arguments"], run.spec["import_paths"])
+    model, state = task.build_model(), _weights(run)
+    specs = fossils_of(run)
+    kernels = {spec.artifact_id: _kernel(run, spec.artifact_id) for spec in specs if not spec.folded}
+    regrow(model, find_sites(task, model, (spec.seed.site for spec in specs)), specs, kernels)
+    model.load_state_dict(state)
+    return task, model.eval(), task.micro_batches(0)[0]
+
+
+def fossils_of(run: StoredRun) -> list[GraftSpec]:
+    """The grafts of a run's model in the order they were inserted: lineage.json says which, result.json how each joins.
+
+    Raises Corrupt where the two name different ones.
+    """
+    specs = [read_graft(json_format.ParseDict(graft, seed_pb2.Graft())) for graft in run.result.get("grafts", [])]
+    joined = {(str(spec.seed), spec.artifact_id) for spec in specs}
+    named = {(fossil["seed"], fossil["artifact_id"]) for fossil in run.lineage.get("fossils", [])}
+    if joined != named:
+        words = ", ".join(sorted(seed for seed, _ in joined ^ named))
+        raise Corrupt(f"run {run.run_id}: lineage.json and result.json differ in {words}; one is damaged")
+    return specs
+
+
+def _weights(run: StoredRun) -> dict[str, Tensor]:
+    path = run.folder / "model.pt"
+    if not path.exists() or not (run.folder / "model.py").exists():
+        raise NotFound(
+            f"run {run.run_id} left no model.py and model.pt: {run.result.get('export') or 'it did not end'}"
+        )
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return state
+
+
+def _kernel(run: StoredRun, artifact_id: str) -> Kernel:
+    return parse(read_folder(folder_of(run.folder / KERNELS, artifact_id)), read_trust(run.folder / TRUST))

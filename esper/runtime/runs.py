@@ -1,0 +1,78 @@
+"""Runs as they lie on disk: find, list, describe."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper.errors import Corrupt, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run's directory and what its files say; a file that is not there is an empty mapping."""
+
+    folder: Path
+    spec: dict[str, Any]
+    result: dict[str, Any]
+    lineage: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return str(self.spec.get("run_id") or self.folder.name)
+
+
+def find_run(root: Path, run_id: str) -> StoredRun:
+    """One run. Raises NotFound naming those there are."""
+    folder = root / run_id
+    if not (folder / "spec.json").exists():
+        known = ", ".join(run.run_id for run in list_runs(root)[:10]) or "none"
+        raise NotFound(f"no run {run_id!r} below {root}; there are: {known}")
+    return read_run(folder)
+
+
+def list_runs(root: Path) -> list[StoredRun]:
+    """All runs, newest first."""
+    specs = sorted(root.glob("*/spec.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [read_run(path.parent) for path in specs]
+
+
+def read_run(folder: Path) -> StoredRun:
+    """A run's files; one that is not there is an empty mapping. Raises Corrupt for one that does not parse."""
+    return StoredRun(folder, *(_json(folder / f"{name}.json") for name in ("spec", "result", "lineage")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise Corrupt(f"{path} does not parse: {error}") from error
+    return values
+
+
+def runs_table(runs: list[StoredRun]) -> str:
+    """One line per run."""
+    if not runs:
+        return "no runs yet; make one with `esper demo`"
+    lines = [f"{'run':28} {'task':34} {'policy':20} {'test loss':>9} {'parameters':>10} {'fossils':>7}"]
+    for run in runs:
+        policy = run.spec.get("growth", {}).get("policy", "heuristic")
+        loss = f"{run.result['test_loss']:.4f}" if run.result else "-"
+        fossils = len(run.lineage.get("fossils", [])) if run.lineage else "-"
+        parameters = run.result.get("parameters", "-")
+        lines.append(f"{run.run_id:28} {run.spec['task']:34} {policy:20} {loss:>9} {parameters:>10} {fossils:>7}")
+    return "\n".join(lines)
+
+
+def describe(run: StoredRun) -> str:
+    """What one run is and what came of it."""
+    lines = [f"run         {run.run_id}", f"directory   {run.folder}", f"task        {run.spec['task']}"]
+    lines += [f"{name:11} {value}" for name, value in run.result.items() if name not in ("run_id", "export")]
+    if not run.result:
+        lines.append("result      none yet: it is under way, or it was ended")
+    for fossil in run.lineage.get("fossils", []):
+        lines.append(f"fossil      {fossil['seed']} at step {fossil['step']}: kernel {fossil['artifact_id']}")
+    reports = [name for name in ("report.html", "events.jsonl", "model.py", "model.pt") if (run.folder / name).exists()]
+    return "\n".join([*lines, f"files       {', '.join(reports) or 'none'}"])

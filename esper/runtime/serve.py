@@ -1,0 +1,146 @@
+"""Serve: one process with all components (`esper up`), or with one (`esper serve`)."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from esper.errors import InvalidConfig
+from esper.nissa.metrics import Metrics
+from esper.oona.broker import Broker
+from esper.oona.connection import Address
+from esper.oona.jetstream import JetStreamBus
+from esper.rpc.server import Server
+from esper.runtime.home import Contact, Home
+from esper.runtime.observe import build_nissa
+from esper.runtime.platform import Platform, trust_of
+from esper.runtime.services import BUILDERS
+from esper.runtime.warm import die_with_parent
+
+COMPONENTS = (*BUILDERS, "nissa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How one process serves.
+
+    `peers`: where other components listen. `broker`: "" starts one as a child. `metrics`:
+    HOST:PORT for Prometheus to scrape, "" for none.
+    """
+
+    home: Path = Path(".esper")
+    address: str = "127.0.0.1:0"
+    workers: int = 2
+    components: tuple[str, ...] = COMPONENTS
+    peers: Mapping[str, str] = field(default_factory=dict)
+    broker: str = ""
+    metrics: str = ""
+
+
+async def serve(options: ServeOptions, *, say: Callable[[str], None] = print) -> int:
+    """Serve until SIGTERM or Ctrl-C. Returns the exit status.
+
+    Raises Conflict where the home is in use, Unavailable where the address, the broker or
+    isolation cannot be had; each names its remedy.
+    """
+    home = Home(options.home)
+    if os.environ.get("ESPER_PARENT"):
+        die_with_parent()
+    stopping = _stop_event()
+    part = "runtime" if len(options.components) > 1 else options.components[0]
+    with home.held(part):
+        async with AsyncExitStack() as stack:
+            platform = await _start(options, home, stack)
+            contact = _contact(platform, home)
+            if part == "runtime":
+                home.publish(contact)
+                stack.callback(home.withdraw)
+            say(_greeting(part, contact))
+            await stopping.wait()
+    return 0
+
+
+async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Platform:
+    token = home.make_token()
+    roots = trust_of(home, options.components)
+    address = _broker(options, home, stack)
+    metrics = Metrics() if "nissa" in options.components else None
+    bus = await JetStreamBus.connect(address, name=f"esper-{os.getpid()}")
+    stack.push_async_callback(bus.close)
+    platform = Platform(
+        home=home,
+        bus=bus,
+        server=Server(tokens={token}, observe=metrics.observe_call if metrics else None),
+        token=token,
+        workers=options.workers,
+        components=options.components,
+        peers=options.peers,
+        stack=stack,
+        roots=roots,
+        metrics=metrics,
+    )
+    if options.metrics:
+        stack.callback(_expose(options.metrics, metrics))
+    platform.broker_url = address.url
+    for component in options.components:
+        await (BUILDERS | {"nissa": build_nissa})[component](platform)
+    port = await platform.server.start(options.address)
+    stack.push_async_callback(platform.server.stop, 2.0)
+    stack.push_async_callback(platform.close)
+    platform.address = f"{options.address.rpartition(':')[0]}:{port}"
+    platform.start_tasks()
+    return platform
+
+
+def _broker(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Address:
+    """The broker named, or one of our own."""
+    if options.broker:
+        scheme, _, rest = options.broker.partition("://")
+        token, _, host = rest.rpartition("@")
+        if scheme != "nats" or not host:
+            raise InvalidConfig(f"--broker must be nats://TOKEN@HOST:PORT, got {options.broker!r}")
+        return Address(f"nats://{host}", token=token or None)
+    if len(options.components) == 1:
+        raise InvalidConfig("a service alone needs a broker: --broker nats://TOKEN@HOST:PORT, as `esper up` prints it")
+    return stack.enter_context(Broker(home.folder("broker"), token=home.make_token())).address
+
+
+def _expose(address: str, metrics: Metrics | None) -> Callable[[], None]:
+    """Serve metrics over HTTP; returns what ends it."""
+    host, _, port = address.rpartition(":")
+    if metrics is None or not host or not port.isdigit():
+        raise InvalidConfig(f"--metrics must be HOST:PORT of a process that serves nissa, got {address!r}")
+    return metrics.expose(int(port), host)[1]
+
+
+def _contact(platform: Platform, home: Home) -> Contact:
+    return Contact(
+        address=platform.address,
+        token_file=str(home.token_file.absolute()),
+        pid=os.getpid(),
+        broker=platform.broker_url,
+        version=version("esper"),
+    )
+
+
+def _greeting(part: str, contact: Contact) -> str:
+    return (
+        f"{part} serves on {contact.address}\n"
+        f"token file   {contact.token_file}\n"
+        f"broker       {contact.broker}\n"
+        f"stop it with Ctrl-C, or: kill {contact.pid}"
+    )
+
+
+def _stop_event() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stopping.set)
+    return stopping

@@ -1,0 +1,86 @@
+"""What a training run is started with, as data: from the command line or a YAML file, to the trainer process."""
+
+import dataclasses
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esper.errors import InvalidConfig
+from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, refuse_unknown
+
+RUNS = Path("runs")
+_RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """One run. Every field can be a key of the YAML file of `esper train`."""
+
+    task: str  # "module:callable"
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the callable
+    import_paths: list[str] = field(default_factory=list)
+    run_id: str = ""  # "": made from the task's name
+    directory: str = ""  # "": runs/<run id>
+    steps: int = 0  # 0: the task's own
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 1  # of the training process
+    deterministic: bool = False
+    services: bool = True
+    home: str = ".esper"
+    growth: dict[str, Any] = field(default_factory=dict)  # GrowthSettings
+    budget: dict[str, Any] = field(default_factory=dict)  # Budget
+    telemetry: bool = True
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.run_id and not _RUN_ID.fullmatch(self.run_id):
+            raise InvalidConfig(f"run_id {self.run_id!r} must match {_RUN_ID.pattern}")
+        if self.steps < 0 or self.threads < 1:
+            raise InvalidConfig(f"steps must be >= 0 and threads >= 1, got {self.steps} and {self.threads}")
+
+    def growth_settings(self, task_defaults: Mapping[str, Any]) -> GrowthSettings:
+        """The task's own settings with this run's laid over them."""
+        return from_mapping(GrowthSettings, {**task_defaults, **self.growth}, "growth")
+
+    def budget_settings(self) -> Budget:
+        return from_mapping(Budget, self.budget, "budget")
+
+    def named(self, prefix: str) -> "TrainSpec":
+        """With a run id and a directory."""
+        run_id = self.run_id or f"{prefix}-{secrets.token_hex(3)}"
+        return dataclasses.replace(self, run_id=run_id, directory=self.directory or str(RUNS / run_id))
+
+    def write(self) -> Path:
+        """Save as `spec.json` in the run's directory. Raises InvalidConfig where it holds a run that is not resumed."""
+        folder = Path(self.directory)
+        path = folder / "spec.json"
+        if path.exists() and not self.resume:
+            raise InvalidConfig(
+                f"{folder} holds a run; choose another run id, or go on with it: --resume {self.run_id}"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        return path
+
+
+def read_spec(path: Path) -> TrainSpec:
+    """A spec that `write` saved."""
+    return spec_from(json.loads(path.read_text()), str(path))
+
+
+def spec_from(values: Mapping[str, Any], where: str) -> TrainSpec:
+    """A spec from a mapping. Raises InvalidConfig for an unknown key, naming the nearest, or a wrong type."""
+    known = {f.name: f for f in dataclasses.fields(TrainSpec)}
+    for key, value in values.items():
+        refuse_unknown(key, known, where)
+        wanted = {"str": str, "int": int, "bool": bool}.get(str(known[key].type))
+        if wanted is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
+            raise InvalidConfig(f"{where}: {key} must be {wanted.__name__}, got {value!r}")
+    if "task" not in values:
+        raise InvalidConfig(f"{where}: no task; name one as 'module:callable'")
+    return TrainSpec(**values)

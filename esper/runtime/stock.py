@@ -1,0 +1,113 @@
+"""Keep kernels in stock: blueprints offered, kernels ordered for a run's sites, verified bytes at hand."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from esper.api.common.v1 import artifact_pb2, interface_pb2
+from esper.api.tezzeret.v1 import forge_pb2
+from esper.api.urza.v1 import library_pb2 as pb
+from esper.artifact.bundle import Artifact, verify
+from esper.artifact.folder import read_folder, write_folder
+from esper.artifact.keys import TrustRoots
+from esper.blueprint.canonical import blueprint_id
+from esper.blueprint.codec import write_graph
+from esper.errors import Corrupt, NotFound
+from esper.karn.templates import TEMPLATES
+from esper.kasmina.cache import folder_of
+
+
+class Supply(Protocol):
+    """What of the library is used here; see esper.urza.port."""
+
+    async def create_blueprint(self, request: pb.CreateBlueprintRequest, /) -> pb.CreateBlueprintResponse: ...
+
+    async def list_blueprints(self, request: pb.ListBlueprintsRequest, /) -> pb.ListBlueprintsResponse: ...
+
+    async def search_kernels(self, request: pb.SearchKernelsRequest, /) -> pb.SearchKernelsResponse: ...
+
+    async def download_kernel(
+        self, request: pb.DownloadKernelRequest, /
+    ) -> tuple[artifact_pb2.ArtifactManifest, dict[str, bytes]]: ...
+
+
+Submit = Callable[[Iterable[forge_pb2.BlueprintSubmitted]], Awaitable[None]]
+
+
+async def offer_templates(library: Supply) -> None:
+    """Put the template library into the central one; what is there already stays as it is."""
+    for template in TEMPLATES.values():
+        request = pb.CreateBlueprintRequest(
+            request_id=f"template-{blueprint_id(template.graph)}",
+            graph=write_graph(template.graph),
+            title=template.title,
+            family=template.family,
+            author="library",
+            source=template.source,
+        )
+        await library.create_blueprint(request)
+
+
+async def promoted(library: Supply, interface: interface_pb2.Interface) -> Sequence[pb.Kernel]:
+    """VALIDATED kernels for exactly this interface: the controller's search."""
+    request = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_VALIDATED, limit=100)
+    return [match.kernel for match in (await library.search_kernels(request)).matches]
+
+
+async def kernel_stock(library: Supply, interface: interface_pb2.Interface) -> tuple[Sequence[pb.Kernel], int]:
+    """Promoted kernels for an interface, and how many blueprints that fit it have no verdict yet."""
+    ready = await promoted(library, interface)
+    fitting = (await library.list_blueprints(pb.ListBlueprintsRequest(interface=interface))).blueprints
+    refused = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_REJECTED, limit=1000)
+    judged = {kernel.blueprint_id for kernel in ready}
+    judged |= {match.kernel.blueprint_id for match in (await library.search_kernels(refused)).matches}
+    open_ = [b for b in fitting if b.blueprint_id not in judged and b.status != pb.BLUEPRINT_STATUS_INVALID]
+    return ready, len(open_)
+
+
+class Stock:
+    """Verified kernels in a folder, fetched from the library when they are first needed."""
+
+    def __init__(self, library: Supply, folder: Path, roots: TrustRoots) -> None:
+        self.library = library
+        self.folder = folder
+        self.roots = roots
+        self._ordered: set[bytes] = set()
+        self._fetching: dict[str, asyncio.Lock] = {}
+
+    async def order(self, interface: interface_pb2.Interface, submit: Submit) -> None:
+        """Have a kernel made of every blueprint that fits and has no promoted one for this interface; once."""
+        key = interface.SerializeToString(deterministic=True)
+        if key in self._ordered:
+            return
+        self._ordered.add(key)
+        listing = pb.ListBlueprintsRequest(interface=interface)
+        blueprints = (await self.library.list_blueprints(listing)).blueprints
+        made = {kernel.blueprint_id for kernel in await promoted(self.library, interface)}
+        await submit(
+            forge_pb2.BlueprintSubmitted(
+                blueprint_id=blueprint.blueprint_id,
+                interfaces=[interface],
+                pipeline=forge_pb2.PIPELINE_FAST,
+                submitted_by="runtime",
+            )
+            for blueprint in blueprints
+            if blueprint.blueprint_id not in made
+        )
+
+    async def provide(self, artifact_ids: Iterable[str]) -> None:
+        """Have these kernels in the folder, verified. Raises what the library or the verification raises."""
+        await asyncio.gather(*(self._one(artifact_id) for artifact_id in artifact_ids))
+
+    async def _one(self, artifact_id: str) -> None:
+        async with self._fetching.setdefault(artifact_id, asyncio.Lock()):
+            path = folder_of(self.folder, artifact_id)
+            try:
+                verify(read_folder(path), self.roots)
+                return
+            except (NotFound, Corrupt):
+                manifest, files = await self.library.download_kernel(pb.DownloadKernelRequest(artifact_id=artifact_id))
+            artifact = Artifact(manifest, files)
+            verify(artifact, self.roots)
+            write_folder(artifact, path)

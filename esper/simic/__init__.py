@@ -1,0 +1,1 @@
+"""Policy training. So far: the replay store, what growth has taught so far."""

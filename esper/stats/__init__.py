@@ -1,0 +1,1 @@
+"""Statistics shared by growth and removal: paired differences, intervals, verdicts."""

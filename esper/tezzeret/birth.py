@@ -1,0 +1,62 @@
+"""Decide, from the graph alone, whether a graft changes nothing at birth: g(h) = 0 for every h.
+
+A value is known to be zero where an operator with zero parameters makes it, or where an
+operator that maps zero to zero is given it. What is not known to be zero counts as not.
+"""
+
+from collections.abc import Callable, Sequence
+
+from esper.blueprint.canonical import canonical
+from esper.blueprint.ir import Graph, Initialiser
+
+# (which inputs are zero, which of the given parameters start at zero) -> whether the result is zero
+Rule = Callable[[Sequence[bool], Sequence[bool]], bool]
+
+
+def _weighted(inputs: Sequence[bool], parameters: Sequence[bool]) -> bool:
+    """weight . x + bias."""
+    return (inputs[0] or parameters[0]) and all(parameters[1:])
+
+
+def _norm(inputs: Sequence[bool], parameters: Sequence[bool]) -> bool:
+    """Its weight may be left out; the mean of zeros is 0, and so is 0 / sqrt(eps)."""
+    return (inputs[0] or parameters[:1] == [True]) and all(parameters[1:])
+
+
+def _unary(inputs: Sequence[bool], _parameters: Sequence[bool]) -> bool:
+    """f(0) = 0."""
+    return inputs[0]
+
+
+RULES: dict[str, Rule] = {
+    "linear": _weighted,
+    "conv": _weighted,
+    "scale": _weighted,
+    "channel_norm": _norm,
+    "add": lambda inputs, _: all(inputs),
+    "mul": lambda inputs, _: any(inputs),
+    "attention": lambda inputs, _: inputs[2],  # a weighted mean of the values
+    "relu": _unary,
+    "gelu": _unary,
+    "silu": _unary,
+    "tanh": _unary,
+    "pool_mean": _unary,
+    "sigmoid": lambda _inputs, _parameters: False,  # sigmoid(0) = 1/2
+}
+
+
+def zero_at_birth(graph: Graph) -> tuple[bool, str]:
+    """(answer, reason). Raises InvalidBlueprint where the graph is not well formed."""
+    form = canonical(graph)
+    zero = [False]  # the input is anything
+    for step in form.steps:
+        inputs = [zero[i] for i in step.inputs]
+        parameters = [form.parameters[i].initialiser is Initialiser.ZEROS for i in step.parameters]
+        zero.append(RULES[step.node.operator](inputs, parameters))
+    if zero[-1]:
+        return True, "the output is zero at birth"
+    last = form.steps[-1].node
+    return False, (
+        f"output {last.name!r} ({last.operator}) is not zero at birth, so grafting it would change the host at once; "
+        "let the last operator with parameters start from zeros"
+    )

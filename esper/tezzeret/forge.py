@@ -1,0 +1,222 @@
+"""The forge: takes orders, has workers compile them, signs and stores what comes out, and says so.
+
+What a caller was told is done is in the library by then. Nothing is kept here that a
+restart would lose: work that was not answered is asked for again by whoever asked.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+
+from esper.api.common.v1 import interface_pb2
+from esper.api.tezzeret.v1 import forge_pb2 as pb
+from esper.api.urza.v1 import library_pb2
+from esper.artifact.bundle import Artifact
+from esper.artifact.keys import SigningKey
+from esper.blueprint.codec import write_interface
+from esper.errors import InvalidRequest, NotFound, PreconditionFailed, Unavailable
+from esper.tezzeret import codec, intake, statuses
+from esper.tezzeret.attempt import answered, attempt
+from esper.tezzeret.check import CostLimits
+from esper.tezzeret.codec import Order
+from esper.tezzeret.compile import check_request, request_key, sign_built
+from esper.tezzeret.port import Library, Pool, Publish
+from esper.tezzeret.queue import Queue, Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class ForgeOptions:
+    """`attempts`: how many workers may die over an order, or overrun `timeout_s`, before it has failed."""
+
+    workers: int = 1
+    max_queued: int = 1024
+    timeout_s: float = 60.0
+    attempts: int = 2
+    target: str = "cpu"
+    limits: CostLimits = CostLimits()  # noqa: RUF009  frozen
+    keep_records: int = 10_000
+    keep_answers: int = 100_000
+
+
+class Forge:
+    """One forge; workers are asked inside `async with`.
+
+    `publish` is told how each order ended; `clock` gives the time for records.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        pool: Pool,
+        key: SigningKey,
+        publish: Publish,
+        clock: Callable[[], datetime],
+        options: ForgeOptions = ForgeOptions(),  # noqa: B008  frozen
+    ) -> None:
+        self.options = options
+        self.public_key = key.public_key
+        self.succeeded = 0
+        self.failed = 0
+        self.busy = 0
+        self._library = library
+        self._pool = pool
+        self._key = key
+        self._publish = publish
+        self._clock = clock
+        self._queue = Queue(options.max_queued)
+        self._made: OrderedDict[str, tuple[str, str]] = OrderedDict()  # request key -> blueprint id, artifact id
+        self._records: deque[tuple[int, pb.CompilationRecord]] = deque(maxlen=options.keep_records)
+        self._dispatchers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "Forge":
+        self._dispatchers = [asyncio.create_task(self._dispatch()) for _ in range(self.options.workers)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._dispatchers:
+            task.cancel()
+        await asyncio.gather(*self._dispatchers, return_exceptions=True)
+        self._queue.close()
+
+    @property
+    def queued(self) -> int:
+        """Orders nobody works on yet."""
+        return self._queue.queued
+
+    def records(self) -> list[tuple[int, pb.CompilationRecord]]:
+        """Finished compilations, numbered from 1, newest first; the latest `keep_records` of this process."""
+        return list(reversed(self._records))
+
+    async def submit(
+        self, blueprint_id: str, interface: interface_pb2.Interface, pipeline: int = pb.PIPELINE_FAST, priority: int = 0
+    ) -> Ticket:
+        """Accept an order; an equal one that is waiting or at work is joined, one that was served is answered.
+
+        Raises NotFound (no such blueprint), InvalidBlueprint (the static check, with every reason),
+        PreconditionFailed (archived), Unavailable (a pipeline this release does not have) and Exhausted.
+        """
+        options = self.options
+        order = await intake.read(self._library, blueprint_id, interface, pipeline, options.target, options.limits)
+        key = request_key(blueprint_id, order.interface, order.target, order.pipeline)
+        _, artifact_id = self._made.get(key, ("", ""))
+        if artifact_id and not self._queue.find(key) and await intake.in_use(self._library, artifact_id):
+            return await self._answer(key, order, artifact_id)
+        ticket = self._queue.find(key) or self._queue.put(key, order)
+        self._queue.raise_priority(ticket, priority)
+        return ticket
+
+    async def result(self, ticket: Ticket) -> pb.CompilationRecord:
+        """The record when the order has ended; a failed compilation is a record too.
+
+        Raises what kept the order from an end: the library or the bus is away. An order that everybody
+        has stopped waiting for before it began is dropped.
+        """
+        ticket.waiters += 1
+        try:
+            return await asyncio.shield(ticket.done)
+        except asyncio.CancelledError:
+            if ticket.waiters == 1 and not ticket.started:
+                self._queue.drop(ticket)
+            raise
+        finally:
+            ticket.waiters -= 1
+
+    async def compile(
+        self, blueprint_id: str, interface: interface_pb2.Interface, pipeline: int = pb.PIPELINE_FAST, priority: int = 0
+    ) -> pb.CompilationRecord:
+        """`submit` and `result`."""
+        return await self.result(await self.submit(blueprint_id, interface, pipeline, priority))
+
+    async def compile_submitted(self, message: pb.BlueprintSubmitted) -> list[pb.CompilationRecord]:
+        """Everything a BlueprintSubmitted asks for, in its order; what is refused is a failure, published like others.
+
+        Raises what may pass: Exhausted, and whatever keeps the library or the bus away. Doing it again is safe.
+        """
+        return list(await asyncio.gather(*(self._compile_one(message, one) for one in message.interfaces)))
+
+    async def _compile_one(
+        self, message: pb.BlueprintSubmitted, interface: interface_pb2.Interface
+    ) -> pb.CompilationRecord:
+        record = codec.new_record(message.blueprint_id, interface, message.pipeline)
+        try:
+            check_request(self.options.target, codec.read_pipeline(message.pipeline))
+        except (InvalidRequest, Unavailable) as error:  # a pipeline that is absent stays so: no use in a retry
+            return await self._refuse(record, error)
+        try:
+            return await self.compile(message.blueprint_id, interface, message.pipeline, message.priority)
+        except (InvalidRequest, NotFound, PreconditionFailed) as error:
+            return await self._refuse(record, error)
+
+    async def _answer(self, key: str, order: Order, artifact_id: str) -> Ticket:
+        ticket = Ticket(key, order)
+        ticket.started = True
+        record = codec.new_record(order.blueprint_id, write_interface(order.interface), codec.number(order.pipeline))
+        record.artifact_id, record.cached = artifact_id, True
+        ticket.settle(await self._end(record))
+        return ticket
+
+    async def _refuse(self, record: pb.CompilationRecord, error: Exception) -> pb.CompilationRecord:
+        record.failure.CopyFrom(codec.write_failure(error))
+        return await self._end(record)
+
+    async def _dispatch(self) -> None:
+        while True:
+            ticket = await self._queue.take()
+            self.busy += 1
+            try:
+                ticket.settle(await self._work(ticket))
+            except Exception as error:  # whoever waits hears of it; the forge goes on
+                ticket.settle(error)
+            finally:
+                ticket.settle(Unavailable("the forge is stopping; send the request again when it is back"))
+                self._queue.drop(ticket)
+                self.busy -= 1
+
+    async def _work(self, ticket: Ticket) -> pb.CompilationRecord:
+        order = ticket.order
+        await statuses.mark(self._library, order.blueprint_id, statuses.COMPILING, f"compiling for {order.interface}")
+        record, artifact = await attempt(self._pool, order, self.options.attempts, self.options.timeout_s)
+        record.operation_name = ticket.operation_name
+        if artifact is None:
+            await self._give_up(ticket, record)
+        else:
+            await self._store(order, artifact)
+            self._remember(ticket.key, order.blueprint_id, artifact.artifact_id)
+        return await self._end(record)
+
+    async def _store(self, order: Order, artifact: Artifact) -> None:
+        signed = sign_built(artifact, self._key, order.target, order.pipeline)
+        await self._library.create_kernel(library_pb2.KernelManifest(artifact=signed.manifest), signed.files)
+
+    def _remember(self, key: str, blueprint_id: str, artifact_id: str) -> None:
+        self._made[key] = blueprint_id, artifact_id
+        while len(self._made) > self.options.keep_answers:
+            self._made.popitem(last=False)
+
+    async def _give_up(self, ticket: Ticket, record: pb.CompilationRecord) -> None:
+        """Let go of a blueprint nothing was compiled from and nothing is being: INVALID if a worker found it so."""
+        name = ticket.order.blueprint_id
+        if self._queue.busy_with(name, ticket) or any(made == name for made, _ in self._made.values()):
+            return
+        reason = f"compiling for {ticket.order.interface} failed: {record.failure.message}"
+        status = statuses.INVALID if answered(record) else statuses.UNVALIDATED
+        await statuses.mark(self._library, name, status, reason)
+
+    async def _end(self, record: pb.CompilationRecord) -> pb.CompilationRecord:
+        """Date a record, tell everybody, and keep it."""
+        record.end_time.FromDatetime(self._clock())
+        ready = pb.KernelReady(
+            artifact_id=record.artifact_id, blueprint_id=record.blueprint_id, interface=record.interface, record=record
+        )
+        await self._publish(ready)
+        if record.HasField("failure"):
+            self.failed += 1
+        else:
+            self.succeeded += not record.cached
+        self._records.append((self._records[-1][0] + 1 if self._records else 1, record))
+        return record

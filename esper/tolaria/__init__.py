@@ -1,0 +1,1 @@
+"""Tolaria, the training orchestrator: tasks, the reference loop, the session, snapshots, journal, governor."""

@@ -1,0 +1,109 @@
+"""The journal: everything from outside that took effect, one line each, written before it acts.
+
+A rollback is written too, as an entry without an event: the steps that come after it were
+there before, and a replay must know which time round an entry belongs to.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from google.protobuf import json_format
+
+from esper.api.tolaria.v1 import trainer_pb2
+from esper.errors import Conflict, Corrupt
+
+
+class Journal:
+    """Appends entries to a file and keeps the position; `replay` hands earlier ones out again by step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self._written = 0  # position of the last entry the file already holds
+        self._replay: deque[trainer_pb2.JournalEntry] = deque()
+        self._file = path.open("a", encoding="utf-8") if path.parent.is_dir() else None
+        self._foreign = self._file is not None and path.stat().st_size > 0
+
+    def append(self, entry: trainer_pb2.JournalEntry) -> None:
+        """Give the entry the next position and write it. What a replay hands in again is not written twice.
+
+        Raises Conflict where the file is an earlier run's that is not resumed.
+        """
+        if self._foreign:
+            raise Conflict(
+                f"{self.path} is the journal of an earlier run; resume that one, or choose another run id or directory"
+            )
+        self.position += 1
+        entry.position = self.position
+        if self._file is None or self.position <= self._written:
+            return
+        self._file.write(json_format.MessageToJson(entry, indent=None) + "\n")
+        self._file.flush()
+
+    def start_replay(self, after_position: int) -> None:
+        """Hand out again what was journaled after `after_position`. A torn last line is cut off: it never acted."""
+        self._foreign = False
+        _cut_torn_line(self.path)
+        self.position = after_position
+        self._replay = deque(entry for entry in read_journal(self.path) if entry.position > after_position)
+        self._written = self._replay[-1].position if self._replay else after_position
+
+    @property
+    def replaying(self) -> bool:
+        return bool(self._replay)
+
+    def due(self, step: int, phase: int) -> list[trainer_pb2.JournalEntry]:
+        """Entries of the replay that took effect in this part of this decision point, or before, in order.
+
+        None from beyond a rollback.
+        """
+        taken = []
+        while self._replay and (self._replay[0].step, self._replay[0].phase) <= (step, phase):
+            if self._replay[0].WhichOneof("event") is None:
+                break
+            taken.append(self._replay.popleft())
+        return taken
+
+    def goes_back_at(self, step: int) -> bool:
+        """Whether the run that is replayed was rolled back at this step."""
+        return bool(self._replay) and self._replay[0].WhichOneof("event") is None and self._replay[0].step == step
+
+    def rolled_back(self, step: int) -> None:
+        """The run goes back at `step`: pass the entry that says so, or write one.
+
+        A replay that did not go back there is given up: what it holds happened in another course of the run.
+        """
+        if self.goes_back_at(step):
+            self._replay.popleft()
+        elif self._replay:
+            self._replay.clear()
+            self.position = self._written
+        self.append(trainer_pb2.JournalEntry(step=step))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_journal(path: Path) -> Iterator[trainer_pb2.JournalEntry]:
+    """All whole entries of a journal file. A torn last line is left out; a torn line elsewhere raises Corrupt."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            yield json_format.Parse(line, trainer_pb2.JournalEntry())
+        except (json_format.ParseError, UnicodeDecodeError) as error:
+            raise Corrupt(
+                f"{path}, line {number}, is not a journal entry: {error}; restore the file, or start the run anew"
+            ) from error
+
+
+def _cut_torn_line(path: Path) -> None:
+    """A line without its end was being written when the process died."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)

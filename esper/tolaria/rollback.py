@@ -1,0 +1,140 @@
+"""Points a run can go back to, and going back: model, optimiser, scheduler, generators, seeds, clock together."""
+
+import copy
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from esper.api.tolaria.v1 import state_pb2
+from esper.errors import Exhausted
+from esper.kasmina.executor import Executor
+from esper.kasmina.lifecycle import LIVE, SeedId, State
+from esper.kasmina.regrow import GraftSpec
+from esper.kasmina.table import Seed
+from esper.tolaria.governor import GovernorOptions, LossWindow
+from esper.tolaria.run import Run
+from esper.tolaria.snapshot import Snapshot, capture, restore
+
+
+@dataclass(slots=True)
+class Point:
+    """A state of the run, on its own device."""
+
+    snapshot: Snapshot
+    specs: list[GraftSpec]
+    seeds: list[Seed]
+    window: LossWindow
+    uses: int = 0
+
+    @property
+    def step(self) -> int:
+        return self.snapshot.step
+
+
+class RollbackPoints:
+    """The latest few points, and those from before each graft that is still on trial.
+
+    Two points are at least `certify_steps` apart, so that the oldest of them is from before
+    any alarm's cause, however often decisions are made.
+    """
+
+    def __init__(self, options: GovernorOptions, *, keep: int = 3) -> None:
+        self.options = options
+        self._points: deque[Point] = deque(maxlen=keep)
+        self._before: dict[SeedId, Point] = {}
+
+    def take(self, run: Run, window: LossWindow) -> None:
+        """Remember the run as it is now, unless it was a moment ago."""
+        if not self._points or run.step - self._points[-1].step >= self.options.certify_steps:
+            self._points.append(_point(run, window))
+        for seed in [s for s in self._before if run.executor.table[s].state not in LIVE]:
+            del self._before[seed]
+
+    def take_before(self, run: Run, window: LossWindow, seed: SeedId) -> None:
+        """Remember the run just before `seed` is inserted, until its trial is over."""
+        self._before[seed] = _point(run, window)
+
+    def choose(self, step: int, executor: Executor) -> Point:
+        """Where to go back to at `step`: the latest point that is sound, the oldest where none is known to be.
+
+        A sound one had no alarm for `certify_steps` and a loss in its bounds; no graft was on
+        trial in it. Raises Exhausted where going back does not help any more.
+        """
+        free = [p for p in [*self._before.values(), *self._points] if _is_free(p, executor)]
+        if not free:
+            raise Exhausted(
+                f"training is lost at step {step} and there is no state to go back to; "
+                "lower the learning rate or check the data, and resume from a checkpoint"
+            )
+        certified = [p for p in free if p.step <= step - self.options.certify_steps]
+        calm = [p for p in certified if not (p.window.exploding_steps or p.window.diverging_steps)]
+        point = max(calm, key=_step) if calm else min(free, key=_step)
+        point.uses += 1
+        if point.uses > self.options.max_rollbacks_per_point:
+            raise Exhausted(
+                f"training was lost {point.uses} times after going back to step {point.step} and no seed "
+                "explains it: lower the learning rate, clip gradients or check the data"
+            )
+        self._forget_after(point.step)
+        return point
+
+    def _forget_after(self, step: int) -> None:
+        """Later points are of a course of the run that is undone."""
+        self._points = deque((p for p in self._points if p.step <= step), self._points.maxlen)
+
+
+def roll_back(run: Run, point: Point, reason: str) -> state_pb2.Rollback:
+    """Put the run back to `point` and lock the seeds that are on trial now.
+
+    Of seeds in the host, then or now, the records go back too; of the others, which have no
+    part in the host's state, trials and embargoes go on.
+    """
+    executor, optimizer, step = run.executor, run.parts.optimizer, run.step
+    offenders = [seed.id for seed in executor.table.in_states(LIVE)]
+    for seed_id in offenders:
+        executor.lock(seed_id, step, f"rolled back: {reason}")
+    specs = [replace(spec, state=State.FOSSILIZED) for spec in point.specs]
+    within = {spec.seed for spec in specs}
+    for seed in executor.table.in_states((State.FOSSILIZED,)):
+        if seed.id not in within:
+            executor.revert(seed.id, optimizer, step, f"late cull: the run went back to step {point.step}, before it")
+    executor.regrow(specs, _fossils(point.seeds, within), optimizer)
+    restore(run.parts, point.snapshot)
+    run.step = point.step
+    return state_pb2.Rollback(
+        step=step, restored_step=run.step, reason=reason, locked_seeds=[str(seed) for seed in offenders]
+    )
+
+
+def _point(run: Run, window: LossWindow) -> Point:
+    return Point(
+        snapshot=capture(run.parts, run.step),
+        specs=run.executor.specs(),
+        seeds=[copy.copy(seed) for seed in run.executor.table],
+        window=copy.copy(window),
+    )
+
+
+def _is_free(point: Point, executor: Executor) -> bool:
+    """Whether no graft was on trial; one that has become a fossil since counts as one, if at its full weight."""
+    return all(
+        spec.state is State.FOSSILIZED
+        or (spec.alpha == 1 and executor.table[spec.seed].state is State.FOSSILIZED and _same(spec, executor))
+        for spec in point.specs
+    )
+
+
+def _same(spec: GraftSpec, executor: Executor) -> bool:
+    return executor.table[spec.seed].inserted_step == spec.inserted_step
+
+
+def _fossils(seeds: Iterable[Seed], within: set[SeedId]) -> list[Seed]:
+    """The records of a point's grafts, as fossils."""
+    kept = [copy.copy(seed) for seed in seeds if seed.id in within]
+    for seed in kept:
+        seed.state = State.FOSSILIZED
+    return kept
+
+
+def _step(point: Point) -> int:
+    return point.step

@@ -1,0 +1,156 @@
+"""One run as the session holds it: the model's parts, its seeds, its clock, its ties to the outside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from esper.api.common.v1 import seed_pb2, training_pb2
+from esper.api.kasmina.v1 import nursery_pb2
+from esper.api.tolaria.v1 import trainer_pb2
+from esper.blueprint.infer import infer
+from esper.errors import Exhausted, PreconditionFailed
+from esper.kasmina.codec import write_graft
+from esper.kasmina.executor import Executor
+from esper.kasmina.lifecycle import SeedId, State
+from esper.tolaria.codec import write_task
+from esper.tolaria.line import Line, Message
+from esper.tolaria.settings import Budget, GrowthSettings
+from esper.tolaria.snapshot import Snapshot, capture
+from esper.tolaria.spool import Spool
+from esper.tolaria.step import Parts
+from esper.tolaria.task import Task
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """A job whose answer has not arrived, and the spool files it reads."""
+
+    job: nursery_pb2.Job
+    due_step: int
+    files: list[Path]
+
+
+@dataclass(slots=True)
+class Run:
+    """State shared by the parts of a session. Only the training thread changes it."""
+
+    run_id: str
+    directory: Path
+    parts: Parts
+    executor: Executor
+    line: Line
+    spool: Spool
+    settings: GrowthSettings
+    budget: Budget
+    task: Task | None
+    total_steps: int = 0
+    seed: int = 0
+    deterministic: bool = False
+    step: int = 0
+    sequence: int = 0  # decision points
+    jobs: int = 0  # jobs ever made, for their ids
+    files: int = 0  # snapshots ever spooled, for their names
+    loading: int = 0  # kernels asked for and not answered
+    outstanding: dict[str, Outstanding] = field(default_factory=dict)
+    muted: bool = False  # a journal is replayed
+    train_flops: float = 0.0
+    host_step_flops: float = 0.0  # of one training step of the host without grafts
+    step_flops: float = 0.0  # of one training step as the model is now
+    batch_rows: int = 0  # training examples per step
+    nursery_flops: float = 0.0
+    initial_parameters: int = 0
+    events: int = 0
+    insertions: int = 0
+
+    def task_message(self) -> training_pb2.TaskReference:
+        """How a worker makes the task. Raises PreconditionFailed where nothing importable was given."""
+        if self.task is None or self.task.reference is None:
+            raise PreconditionFailed(
+                "the nursery needs an importable task to make this model elsewhere; "
+                'give esper.Session(task="module:factory"), a callable that returns an esper.Task'
+            )
+        return write_task(self.task.reference)
+
+    def save(self, name: str, *, model_only: bool) -> training_pb2.SnapshotReference:
+        """Copy the run's state now. The file is written off the training thread, before any message posted later."""
+        snapshot = capture(self.parts, self.step, model_only=model_only)
+        self.files += 1
+        return self.spool_snapshot(snapshot, f"{name}-{self.step}-{self.files}.safetensors")
+
+    def save_if_room(self, name: str, *, model_only: bool, without: str) -> training_pb2.SnapshotReference | None:
+        """As `save`; where the nursery is so far behind that the spool is full, training goes on `without`."""
+        try:
+            return self.save(name, model_only=model_only)
+        except Exhausted as error:
+            self.post_note("warning", f"{error}; {without}")
+            return None
+
+    def spool_snapshot(self, snapshot: Snapshot, name: str) -> training_pb2.SnapshotReference:
+        """Have a snapshot written to the spool; its first use is counted."""
+        path = self.spool.reserve(name, snapshot.size_bytes)
+        self.line.post(lambda: snapshot.save(path))
+        return training_pb2.SnapshotReference(step=snapshot.step, path=str(path), size_bytes=snapshot.size_bytes)
+
+    def graft_messages(self) -> list[seed_pb2.Graft]:
+        """The grafts in the host now, oldest first."""
+        return [write_graft(spec, self.run_id) for spec in self.executor.specs()]
+
+    def submit(self, job: nursery_pb2.Job, due_step: int, files: Sequence[Path]) -> str:
+        """Queue a job for the nursery; a deterministic run waits for its answer at `due_step`. Returns its id."""
+        self.jobs += 1
+        job.job_id = f"{self.run_id}/{job.WhichOneof('work')}/{self.jobs}"
+        job.run_id, job.due_step = self.run_id, due_step
+        self.outstanding[job.job_id] = Outstanding(job, due_step, list(files))
+        self._send(job)
+        return job.job_id
+
+    def post(self, make: Message) -> None:
+        """Send a message, unless a replay repeats what was sent before."""
+        if not self.muted:
+            self.line.post(make)
+
+    def unmute(self) -> None:
+        """The replay is over: ask again for what has no answer yet. The nursery takes the same job once."""
+        self.muted = False
+        for outstanding in self.outstanding.values():
+            self._send(outstanding.job)
+        self.loading = 0
+        for seed in self.executor.table.in_states((State.LOADING,)):
+            self.load(seed.id, seed.artifact_id)
+
+    def load(self, seed: SeedId, artifact_id: str) -> None:
+        """Ask for a seed's kernel; its answer arrives, or is in the journal that is replayed."""
+        self.loading += 1
+        if not self.muted:
+            self.line.load_kernel(seed, artifact_id, self.executor.offered(seed))
+
+    def post_note(self, level: str, text: str) -> None:
+        """Say something to people."""
+        self.post(lambda: trainer_pb2.AttachRequest(note=trainer_pb2.Note(level=level, source="tolaria", text=text)))
+
+    def _send(self, job: nursery_pb2.Job) -> None:
+        self.post(lambda: trainer_pb2.AttachRequest(job=job))
+
+    def cancel(self, job_id: str) -> None:
+        """An answer is not wanted any more; one that is on its way will be dropped."""
+        self.settle(job_id)
+        self.post(lambda: trainer_pb2.AttachRequest(cancelled_job=job_id))
+
+    def settle(self, job_id: str) -> None:
+        """The job's answer is here: its files may go."""
+        done = self.outstanding.pop(job_id, None)
+        for path in done.files if done else []:
+            self.spool.release(path)
+
+    def count_flops(self) -> None:
+        """Set the cost of a step after grafts came or went: backward is taken to cost twice forward."""
+        executor = self.executor
+        forward = 0
+        for seed, graft in executor.grafts.items():
+            cost = infer(graft.body.graph, graft.body.interface, executor.sites[seed.site].positions)
+            forward += cost.forward_flops(self.batch_rows, executor.sites[seed.site].positions)
+        self.step_flops = self.host_step_flops + 3.0 * forward
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parts.model.parameters())

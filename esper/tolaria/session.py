@@ -1,0 +1,260 @@
+"""The session: Esper's side of a training loop that stays the user's.
+
+    session = esper.attach(handle, optimizer, task="mytask:task")
+    for step in range(steps):
+        ...                            # the user's own forward, backward, optimizer.step()
+        session.step(batch, loss)
+        if session.due:
+            session.decide()           # the only place where anything changes
+    session.finish()
+
+`step` counts, moves alpha ramps and keeps references; `decide` applies what has arrived
+from outside, journals it, and sends the state of the run. Neither waits for the
+outside unless the run is deterministic.
+"""
+
+import copy
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from esper.api.tolaria.v1 import state_pb2, trainer_pb2
+from esper.kasmina.lifecycle import IN_HOST, SeedId, State, Transition
+from esper.kasmina.telemetry import Sampler
+from esper.tolaria.adaptation import Adaptations
+from esper.tolaria.arrivals import Arrivals
+from esper.tolaria.batches import check_batch
+from esper.tolaria.commands import Commands
+from esper.tolaria.ending import end_run
+from esper.tolaria.governor import Governor
+from esper.tolaria.packet import write_packet
+from esper.tolaria.progress import Progress, Validations
+from esper.tolaria.reports import Reports
+from esper.tolaria.rollback import RollbackPoints, roll_back
+from esper.tolaria.run import Run
+from esper.tolaria.snapshot import load, restore
+from esper.tolaria.state import restore_state, seeds_of, specs_of, write_manifest
+from esper.tolaria.task import Batch
+
+SAMPLE_EVERY_STEPS = 32
+MAX_FAULTS = 3  # of one seed, then it is culled
+
+
+class Session:
+    """One model in training. Made by `esper.attach`; used from the training thread only."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        governor: Governor | None = None,
+        telemetry: bool = True,
+        sample_every_steps: int = SAMPLE_EVERY_STEPS,
+        checkpoint_every_steps: int = 1000,
+    ) -> None:
+        self.run = run
+        self.checkpoint_every_steps = checkpoint_every_steps
+        self.returned_step = 0  # of the state that `finish` put the model to; 0: the last one
+        self._checkpoint_step = run.step
+        self.governor = governor or Governor()
+        self.points = RollbackPoints(self.governor.options)
+        self.progress = Progress()
+        self.validations = Validations()
+        self.adaptations = Adaptations(run)
+        self.commands = Commands(run, self.adaptations, self._before_insertion)
+        self.arrivals = Arrivals(run, self.adaptations, self.commands, self.validations)
+        sampler = Sampler(run.executor.sites) if telemetry else None
+        self.reports = Reports(run, self.progress, sampler, sample_every_steps)
+        run.initial_parameters = run.parameter_count
+        run.count_flops()
+        self.points.take(run, self.governor.window)
+        self._ended_ns = time.perf_counter_ns()
+
+    @property
+    def steps_done(self) -> int:
+        """Training steps the model's state has behind it; a rollback sets it back."""
+        return self.run.step
+
+    @property
+    def due(self) -> bool:
+        """Whether this is a decision point by the run's own period."""
+        return self.run.step % self.run.settings.decision_every_steps == 0
+
+    def step(self, batch: Batch, loss: Tensor | float) -> state_pb2.Rollback | None:
+        """After each `optimizer.step()`. Returns the rollback if one was needed, else None.
+
+        `batch` is what the step was trained on, `loss` its loss on any device.
+        """
+        began_ns = time.perf_counter_ns()
+        run = self.run
+        if run.task is not None:
+            check_batch(run.task, run.step, batch)
+        run.step += 1
+        run.train_flops += run.step_flops
+        late = self.progress.put(loss)
+        rollback = None
+        if reason := self._why_lost(late):
+            rollback = self._roll_back(reason)
+        elif run.executor.grafts:
+            self._step_grafts()
+        self.reports.sample()
+        ended_ns = time.perf_counter_ns()
+        self.progress.took(began_ns - self._ended_ns, ended_ns - began_ns)
+        self._ended_ns = ended_ns
+        return rollback
+
+    def decide(self, *, final: bool = False) -> list[Transition]:
+        """Apply what has arrived, send the run's state, and return the seeds' moves since the last call.
+
+        The one call per decision point. Between two of them nothing from outside takes effect.
+        """
+        began_ns = time.perf_counter_ns()
+        run = self.run
+        run.sequence += 1
+        if run.deterministic:
+            self.arrivals.wait_for_due()
+        self.arrivals.apply(phase=0)
+        self._advance()
+        self._validate(final)
+        self._send_state(final)
+        if run.deterministic:
+            self.arrivals.wait_for_reply()
+            self.arrivals.apply(phase=1)
+            self._advance()
+        self.points.take(run, self.governor.window)
+        moved = self.reports.transitions()
+        if self._checkpoint_is_due(moved):
+            self.checkpoint()
+        self.progress.stalled_steps = self.arrivals.stalls
+        self.reports.advance()
+        self._ended_ns = time.perf_counter_ns()
+        self.progress.took_inside(self._ended_ns - began_ns)
+        return moved
+
+    def checkpoint(self) -> None:
+        """Copy everything the run needs to go on; the files are written by others. At a decision point only."""
+        run = self.run
+        tensors = run.save("checkpoint", model_only=False)
+        manifest = write_manifest(self, tensors)
+        run.spool.release(Path(tensors.path))
+        run.post(lambda: trainer_pb2.AttachRequest(checkpoint=trainer_pb2.CheckpointRequest(manifest=manifest)))
+        run.spool.sweep()
+        self._checkpoint_step = run.step
+
+    def resume(self, manifest: trainer_pb2.CheckpointManifest, tensors: Path) -> None:
+        """Go on from a checkpoint: its state, then the journal of what took effect after it, then live.
+
+        Raises Unavailable where a kernel it needs cannot be loaded, PreconditionFailed where
+        the model differs from the one the checkpoint was taken of.
+        """
+        run = self.run
+        specs = specs_of(manifest)
+        for spec in specs:
+            if not spec.folded:
+                interface = run.executor.offered(spec.seed, spec.span)
+                loaded = self.arrivals.load_now(spec.seed, spec.artifact_id, interface)
+                assert loaded.kernel is not None
+                run.executor.kernels[spec.artifact_id] = loaded.kernel
+        run.executor.regrow(specs, seeds_of(manifest), run.parts.optimizer)
+        restore(run.parts, load(tensors))
+        restore_state(self, manifest)
+        self.arrivals.journal.start_replay(manifest.journal_position)
+        run.muted = True
+        self.arrivals.end_replay()
+        self.points.take(run, self.governor.window)
+        self._checkpoint_step = run.step
+        self.reports.arm_if_due()
+
+    def _checkpoint_is_due(self, moved: list[Transition]) -> bool:
+        """At topology changes, at the period, and on request."""
+        changed = any(
+            t.target in (State.GRAFTING, State.FOSSILIZED, State.CULLED) and t.source in IN_HOST for t in moved
+        )
+        inserted = any(t.target is State.GRAFTING for t in moved)
+        wanted, self.commands.checkpoint_wanted = self.commands.checkpoint_wanted, False
+        late = self.run.step - self._checkpoint_step >= self.checkpoint_every_steps
+        return changed or inserted or wanted or late
+
+    def finish(self) -> None:
+        """End the run: judge or cull what is still on trial, return to the best validated state, say goodbye."""
+        end_run(self)
+
+    def _step_grafts(self) -> None:
+        run = self.run
+        run.executor.step_ramps(run.step)
+        for seed, fault in run.executor.take_faults():
+            self._recover(seed, fault)
+        if self.adaptations.grafts:
+            self.adaptations.on_step()
+
+    def _recover(self, seed: SeedId, fault: str) -> None:
+        """The step went on without the graft. Next: the reference form instead of the compiled one; in the end, out."""
+        run = self.run
+        errors = run.executor.table[seed].errors
+        self.reports.count_recovery("fallback")
+        if errors >= MAX_FAULTS:
+            reason = f"its kernel failed {errors} times, at last it {fault}"
+            run.executor.cull(seed, run.parts.optimizer, run.step, reason)
+            self.reports.count_recovery("escalation")
+        elif run.executor.grafts[seed].form is not None:
+            run.executor.grafts[seed].use_form(None)
+            self.reports.count_recovery("graceful_degradation")
+
+    def _why_lost(self, loss: float | None) -> str:
+        """Why the run must go back: an alarm of the governor, or its journal's word in a replay."""
+        reason = "" if loss is None else self.governor.see(loss)
+        if not reason and self.arrivals.journal.goes_back_at(self.run.step):
+            return "the run that is replayed went back here"
+        return reason
+
+    def _roll_back(self, reason: str) -> state_pb2.Rollback:
+        run = self.run
+        point = self.points.choose(run.step, run.executor)
+        self.arrivals.journal.rolled_back(run.step)
+        rollback = roll_back(run, point, reason)
+        self.governor.window = copy.copy(point.window)
+        self.progress.forget_late()
+        self.adaptations.forget_gone()
+        self.arrivals.rollbacks.append(rollback)
+        self.reports.rollback(rollback)
+        self.reports.transitions()
+        self.arrivals.end_replay()
+        return rollback
+
+    def _before_insertion(self, seed: SeedId) -> None:
+        self.points.take_before(self.run, self.governor.window, seed)
+
+    def _advance(self) -> None:
+        """Moves that need no decision, and the work they call for."""
+        run = self.run
+        run.executor.follow_device()
+        run.executor.end_embargoes(run.step)
+        for seed in run.executor.table.in_states((State.STABILIZATION,)):
+            if self.adaptations.capturing(seed.id):
+                run.executor.advance(seed.id, State.EVALUATING, run.step, "snapshots are taken for the verdict")
+        self.adaptations.submit_trials()
+        self.adaptations.submit_verdicts()
+        self.adaptations.forget_gone()
+        run.count_flops()
+
+    def _validate(self, final: bool) -> None:
+        run = self.run
+        if run.task is not None and run.step and (final or run.step % run.settings.validate_every_steps == 0):
+            self.adaptations.submit_validation()
+
+    def _send_state(self, final: bool) -> None:
+        packet = write_packet(
+            self.run,
+            self.progress,
+            self.validations,
+            health=self.reports.health,
+            results=self.arrivals.results,
+            outcomes=self.arrivals.outcomes,
+            rollbacks=self.arrivals.rollbacks,
+            controller_state=self.arrivals.controller_state,
+            paused=self.commands.paused,
+            final=final,
+        )
+        self.arrivals.clear_reports()
+        self.reports.state(packet)

@@ -1,0 +1,61 @@
+"""Handwritten digits: 1,797 grey 8 x 8 images of ten classes, and a convolutional network too small for them.
+
+Data: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998, as scikit-learn ships it.
+"""
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from esper.tolaria.task import Task
+from esper.tolaria.tasks.splits import Rows, split_rows
+
+
+class SmallConvNet(nn.Module):
+    """Three 3 x 3 convolutions, global average pooling and a linear head: 662 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.conv3 = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 1, 8, 8] to class scores [B, 10]."""
+        x = F.relu(self.conv1(images))
+        x = F.relu(self.conv2(x))
+        x = F.relu(self.conv3(x))
+        scores: Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+def cross_entropy(scores: Tensor, batch: Rows) -> Tensor:
+    """Cross entropy of each example, in nats. [B]."""
+    return F.cross_entropy(scores, batch[1], reduction="none")
+
+
+def correct(scores: Tensor, batch: Rows) -> Tensor:
+    """1 where the highest score is the target's. [B]."""
+    return (scores.argmax(1) == batch[1]).float()
+
+
+def task(seed: int = 0, steps: int = 9000, batch_size: int = 64) -> Task:
+    """897 training rows, 250 for the choice, 250 for verdicts, 400 for the test; cut anew for each seed."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
+    targets = torch.tensor(digits.target)
+    split = split_rows(images, targets, seed=seed, counts={"select": 250, "judge": 250, "test": 400})
+    return Task(
+        name="digits",
+        seed=seed,
+        steps=steps,
+        make_model=SmallConvNet,
+        make_optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=2e-3),
+        batch=lambda step: split.batch(step, size=batch_size, seed=seed),
+        held_out=split.slice,
+        loss=cross_entropy,
+        score=correct,
+        target_layers=[nn.Conv2d],
+    )

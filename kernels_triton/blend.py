@@ -1,0 +1,199 @@
+"""Triton implementation of esper.ops.blend. The definition is `blend_reference` there.
+
+Tensors are seen as rows x width in memory order, one channel being `unit` neighbouring columns, so a slot's channels
+are a range of columns whatever the layout. One launch serves all slots. Shapes and layout are the caller's promise:
+esper.ops checks them and passes dense tensors of one memory order.
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024  # elements per program. Untuned: choose with bench/ops/bench_blend.py on the target device
+SUM_BLOCK = 1024
+
+
+@triton.jit
+def forward_kernel(
+    host_ptr,
+    seed_ptrs,
+    alphas_ptr,
+    out_ptr,
+    rows,
+    width,
+    begins,
+    ends,
+    SLOTS: tl.constexpr,
+    CONVEX: tl.constexpr,
+    MATH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    across = tl.cdiv(width, COLS)
+    row = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    col = (tl.program_id(0) % across).to(tl.int64) * COLS + tl.arange(0, COLS)  # [COLS]
+    inside = (row < rows)[:, None] & (col < width)[None, :]  # [ROWS, COLS]
+    at = row[:, None] * width + col[None, :]
+    out = tl.load(host_ptr + at, mask=inside, other=0).to(MATH)
+    for s in tl.static_range(SLOTS):
+        begin, end = begins[s], ends[s]
+        covered = inside & ((col >= begin) & (col < end))[None, :]
+        at_seed = row[:, None] * (end - begin) + (col - begin)[None, :]
+        seed = tl.load(seed_ptrs[s] + at_seed, mask=covered, other=0).to(MATH)
+        alpha = tl.load(alphas_ptr + s).to(MATH)
+        if CONVEX:  # from the nearer end, so that alpha 0 and 1 give host and seed exactly
+            step = tl.where(alpha < 0.5, alpha, alpha - 1)
+            blended = tl.where(alpha < 0.5, out, seed) + step * (seed - out)
+        else:
+            blended = out + alpha * seed
+        out = tl.where(covered, blended, out)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def backward_kernel(
+    grad_ptr,
+    host_ptr,
+    seed_ptrs,
+    alphas_ptr,
+    d_host_ptr,
+    d_seed_ptrs,
+    shares_ptr,
+    rows,
+    width,
+    begins,
+    ends,
+    SLOTS: tl.constexpr,
+    CONVEX: tl.constexpr,
+    SUMS: tl.constexpr,
+    MATH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    across = tl.cdiv(width, COLS)
+    row = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    col = (tl.program_id(0) % across).to(tl.int64) * COLS + tl.arange(0, COLS)  # [COLS]
+    inside = (row < rows)[:, None] & (col < width)[None, :]  # [ROWS, COLS]
+    at = row[:, None] * width + col[None, :]
+    grad = tl.load(grad_ptr + at, mask=inside, other=0).to(MATH)
+    d_host = grad
+    if CONVEX and SUMS:
+        host = tl.load(host_ptr + at, mask=inside, other=0).to(MATH)
+    for s in tl.static_range(SLOTS):
+        begin, end = begins[s], ends[s]
+        covered = inside & ((col >= begin) & (col < end))[None, :]
+        at_seed = row[:, None] * (end - begin) + (col - begin)[None, :]
+        d_seed = tl.load(alphas_ptr + s).to(MATH) * grad
+        tl.store(d_seed_ptrs[s] + at_seed, d_seed.to(grad_ptr.dtype.element_ty), mask=covered)
+        if CONVEX:
+            d_host = tl.where(covered, grad - d_seed, d_host)
+        if SUMS:
+            seed = tl.load(seed_ptrs[s] + at_seed, mask=covered, other=0).to(MATH)
+            if CONVEX:
+                seed -= host
+            share = tl.sum(tl.sum(tl.where(covered, grad * seed, 0), axis=1), axis=0)
+            tl.store(shares_ptr + s * tl.num_programs(0).to(tl.int64) + tl.program_id(0), share)
+    if CONVEX:
+        tl.store(d_host_ptr + at, d_host.to(grad_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sum_kernel(shares_ptr, d_alphas_ptr, programs, BLOCK: tl.constexpr):
+    """d_alphas[slot] = the sum of its programs' shares, in a fixed order."""
+    first = tl.program_id(0).to(tl.int64) * programs
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, programs, BLOCK):
+        at = start + tl.arange(0, BLOCK)  # [BLOCK]
+        total += tl.load(shares_ptr + first + at, mask=at < programs, other=0).to(tl.float64)
+    tl.store(d_alphas_ptr + tl.program_id(0), tl.sum(total, axis=0).to(d_alphas_ptr.dtype.element_ty))
+
+
+def blend(
+    host: Tensor, seeds: list[Tensor], alphas: Tensor, spans: list[int], channel_dim: int, convex: bool
+) -> Tensor:
+    """See esper.ops.blend; `spans` is start and stop of each slot in turn, in channels."""
+    out = torch.empty_like(host)
+    rows, width, begins, ends = _fold(host, spans, channel_dim)
+    if out.numel():
+        tile, grid = _tile(rows, width)
+        with _device_of(host):
+            forward_kernel[grid](
+                host, tuple(seeds), alphas, out, rows, width, begins, ends,
+                SLOTS=len(begins), CONVEX=convex, MATH=_math(host), **tile,
+            )  # fmt: skip
+    return out
+
+
+def blend_backward(
+    grad: Tensor,
+    host: Tensor | None,
+    seeds: list[Tensor],
+    alphas: Tensor,
+    spans: list[int],
+    channel_dim: int,
+    convex: bool,
+) -> list[Tensor]:
+    """[d_host, if convex], one d_seed per slot, [d_alphas, if seeds are given]."""
+    rows, width, begins, ends = _fold(grad, spans, channel_dim)
+    tile, grid = _tile(rows, width)
+    d_host = [torch.empty_like(grad)] if convex else []
+    d_seeds = [_empty_chunk(grad, channel_dim, stop - start) for start, stop in _pairs(spans)]
+    d_alphas = [torch.zeros_like(alphas)] if seeds else []
+    if grad.numel():
+        shares = alphas.new_empty(len(begins) * grid[0] if seeds else 0)
+        # a pointer that the kernel's constants rule out is never read; any tensor will do for it
+        with _device_of(grad):
+            backward_kernel[grid](
+                grad, grad if host is None else host, tuple(seeds) or tuple(d_seeds), alphas,
+                d_host[0] if convex else grad, tuple(d_seeds), shares, rows, width, begins, ends,
+                SLOTS=len(begins), CONVEX=convex, SUMS=bool(seeds), MATH=_math(grad), **tile,
+            )  # fmt: skip
+            if seeds:
+                sum_kernel[(len(begins),)](shares, d_alphas[0], grid[0], BLOCK=SUM_BLOCK)
+    return [*d_host, *d_seeds, *d_alphas]
+
+
+def _pairs(spans: list[int]) -> list[tuple[int, int]]:
+    return list(zip(spans[::2], spans[1::2], strict=True))
+
+
+def _fold(t: Tensor, spans: list[int], channel_dim: int) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """(rows, width, first column of each slot, column after its last)."""
+    order = sorted(range(t.ndim), key=lambda d: -t.stride(d))  # slowest in memory first
+    place = order.index(channel_dim)
+    rows, unit = 1, 1
+    for d in order[:place]:
+        rows *= t.shape[d]
+    for d in order[place + 1 :]:
+        unit *= t.shape[d]
+    width = t.shape[channel_dim] * unit
+    if spans == [0, t.shape[channel_dim]]:
+        return 1, rows * width, (0,), (rows * width,)  # one long row
+    return rows, width, tuple(s * unit for s in spans[::2]), tuple(s * unit for s in spans[1::2])
+
+
+def _tile(rows: int, width: int) -> tuple[dict[str, int], tuple[int]]:
+    """The kernels' tile shape, and the grid for it."""
+    cols = min(BLOCK, triton.next_power_of_2(max(width, 1)))
+    down = BLOCK // cols
+    return {"ROWS": down, "COLS": cols}, (triton.cdiv(rows, down) * triton.cdiv(width, cols),)
+
+
+def _math(t: Tensor) -> tl.dtype:
+    return tl.float64 if t.dtype == torch.float64 else tl.float32
+
+
+def _empty_chunk(t: Tensor, channel_dim: int, channels: int) -> Tensor:
+    """An uninitialised tensor of t's memory order with `channels` channels."""
+    shape = list(t.shape)
+    shape[channel_dim] = channels
+    order = sorted(range(t.ndim), key=lambda d: -t.stride(d))
+    return torch.empty_permuted(shape, order, dtype=t.dtype, device=t.device)
+
+
+def _device_of(t: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()

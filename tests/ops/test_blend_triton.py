@@ -1,0 +1,127 @@
+"""blend's Triton kernels compiled ahead of time, without a GPU: vector loads, 64-bit addresses, nothing spilled."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.requirements import require
+
+try:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    missing = ""
+except ImportError as error:
+    missing = f"{error}: pip install 'esper[triton]'"
+
+NVIDIA = [80, 90, 100]
+ALIGNED = [["tt.divisibility", 16]]
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    require("triton", missing)
+    import kernels_triton.blend
+
+    return kernels_triton.blend
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No kernel of an earlier run is taken for this one's."""
+    if not missing:
+        monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+def compile_kernel(kernels, name, target, dtype="fp32", slots=2, *, convex=True, sums=True):
+    """`name` as its launcher calls it: pointers and column bounds divisible by 16."""
+    kernel, many = getattr(kernels, name), (f"*{dtype}",) * slots
+    kinds = {
+        "host_ptr": f"*{dtype}", "grad_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "d_host_ptr": f"*{dtype}",
+        "seed_ptrs": many, "d_seed_ptrs": many, "alphas_ptr": "*fp32", "shares_ptr": "*fp32", "d_alphas_ptr": "*fp32",
+        "rows": "i32", "width": "i32", "programs": "i32", "begins": ("i32",) * slots, "ends": ("i32",) * slots,
+    }  # fmt: skip
+    constants = {
+        "SLOTS": slots, "CONVEX": convex, "SUMS": sums, "MATH": triton.language.float32, "ROWS": 1, "COLS": 1024,
+        "BLOCK": 1024,
+    }  # fmt: skip
+    signature = {arg: kinds.get(arg, "constexpr") for arg in kernel.arg_names}
+    attributes = {}
+    for place, arg in enumerate(kernel.arg_names):
+        if arg in ("begins", "ends", "seed_ptrs", "d_seed_ptrs"):
+            attributes |= {(place, slot): ALIGNED for slot in range(slots)}
+        elif arg.endswith("_ptr") or arg == "width":
+            attributes[place,] = ALIGNED
+    chosen = {arg: constants[arg] for arg, kind in signature.items() if kind == "constexpr"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=chosen, attrs=attributes)
+    return triton.compile(source, target=target, options={"num_warps": 4})
+
+
+def report(compiled, arch: int, tmp_path: Path) -> str:
+    """What NVIDIA's assembler says of the kernel's registers and spills."""
+    ptx = tmp_path / "kernel.ptx"
+    ptx.write_text(compiled.asm["ptx"])
+    tool = triton.knobs.nvidia.ptxas_blackwell if arch >= 100 else triton.knobs.nvidia.ptxas
+    target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])[1]
+    command = [tool.path, "-v", f"--gpu-name={target}", str(ptx), "-o", str(tmp_path / "kernel.cubin")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+@pytest.mark.parametrize("arch", NVIDIA)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+def test_nvidia_code_is_vectorised_and_spills_nothing(kernels, name, dtype, arch, tmp_path):
+    compiled = compile_kernel(kernels, name, GPUTarget("cuda", arch, 32), dtype)
+    ptx = compiled.asm["ptx"]
+    reads = 3 if name == "forward_kernel" else 4  # host, two seeds; grad too
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) >= reads
+    assert len(re.findall(r"st\.global\.v4\.b32", ptx)) >= (1 if name == "forward_kernel" else 3)
+    said = report(compiled, arch, tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in said, said
+    assert re.search(r"(mul\.wide\.s32|mad\.wide\.s32|mul\.lo\.s64|mad\.lo\.s64|cvt\.s64)", ptx), "no 64-bit offset"
+    assert not re.search(r"\.local", ptx)
+
+
+@pytest.mark.parametrize("name", ["forward_kernel", "backward_kernel"])
+def test_amd_code_is_vectorised_and_spills_nothing(kernels, name):
+    amdgcn = compile_kernel(kernels, name, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
+    assert "global_load_dwordx4" in amdgcn
+    assert "global_store_dwordx4" in amdgcn
+    assert re.search(r"\.vgpr_spill_count:\s+0\b", amdgcn)
+    assert re.search(r"\.sgpr_spill_count:\s+0\b", amdgcn)
+
+
+@pytest.mark.parametrize("target", [("cuda", 90, 32), ("hip", "gfx942", 64)], ids=str)
+@pytest.mark.parametrize("convex", [False, True])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_every_form_compiles(kernels, target, convex, slots):
+    for sums in (False, True):
+        compile_kernel(kernels, "backward_kernel", GPUTarget(*target), slots=slots, convex=convex, sums=sums)
+    compile_kernel(kernels, "forward_kernel", GPUTarget(*target), "fp64", slots=slots, convex=convex)
+    compile_kernel(kernels, "sum_kernel", GPUTarget(*target))
+
+
+def test_rows_and_columns_are_numbered_in_64_bits(kernels):
+    """Before the product with a stride: 2**31 elements is 8 GB, a size people have."""
+    ttir = compile_kernel(kernels, "forward_kernel", GPUTarget("cuda", 90, 32)).asm["ttir"]
+    products = re.findall(r"arith\.muli .* : (\S+)", ttir)
+    addresses = re.findall(r"tt\.addptr .*, (tensor<\S+)", ttir)
+    assert addresses
+    assert all("i64" in kind for kind in addresses), addresses
+    assert products
+    assert all("i64" in kind for kind in products), products
+
+
+def test_without_a_gpu_the_launcher_is_not_chosen():
+    from esper.ops import backends
+
+    require("triton", missing)
+    if torch.cuda.is_available():
+        assert backends.why_not("triton", "cuda") == ""
+    else:
+        assert "sees no CUDA device" in backends.why_not("triton", "cuda")
+    assert "TRITON_INTERPRET=1" in backends.why_not("triton", "cpu")
