@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from esper.blueprint.lower import Lowered
 from esper.host.layout import Layout
+from esper.ops.blend import blend
 
 Form = Callable[..., Tensor]
 
@@ -107,7 +108,13 @@ class Graft(nn.Module):
         return self._blend(part, self._branch(part))
 
     def _blend(self, part: Tensor, branch: Tensor) -> Tensor:
-        """In the wider of the two dtypes, returned in the host's: under autocast a branch may come in another."""
+        """By the op `blend` where it can; else in the wider of the two dtypes, returned in the host's.
+
+        Under autocast a branch may come in another dtype than the host's.
+        """
+        if not self.settled and self.strategy is not Strategy.GATED and branch.dtype is part.dtype:
+            convex = self.strategy is Strategy.CONVEX
+            return blend(part, [branch], self.alpha.reshape(1), channel_dim=self.layout.channel_dim, convex=convex)
         delta = self._delta(part, branch)
         return (part + (delta if self.settled else self.alpha * delta)).type_as(part)
 

@@ -28,6 +28,7 @@ from esper.tolaria.batches import check_batch
 from esper.tolaria.commands import Commands
 from esper.tolaria.ending import end_run
 from esper.tolaria.governor import Governor
+from esper.tolaria.measures import submit_validation
 from esper.tolaria.packet import write_packet
 from esper.tolaria.progress import Progress, Validations
 from esper.tolaria.reports import Reports
@@ -241,7 +242,7 @@ class Session:
     def _validate(self, final: bool) -> None:
         run = self.run
         if run.task is not None and run.step and (final or run.step % run.settings.validate_every_steps == 0):
-            self.adaptations.submit_validation()
+            submit_validation(run)
 
     def _send_state(self, final: bool) -> None:
         packet = write_packet(
