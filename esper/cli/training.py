@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     _common(demo)
     demo.set_defaults(do=run_demo)
     train = commands.add_parser("train", help="train your own task: module:callable, or a YAML file")
-    train.add_argument("what", nargs="?", help="module:callable that returns an esper.Task, or a YAML file of settings")
+    train.add_argument("what", nargs="?", help="module:callable or file.py:callable that returns an esper.Task, or a YAML file")
     train.add_argument("--resume", metavar="RUN", help="go on with a run from its newest checkpoint")
     train.add_argument("--controls", action="store_true", help="train the never-grown and static-final controls too")
     _common(train)
@@ -40,7 +40,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def run_demo(options: argparse.Namespace) -> int:
-    spec = TrainSpec(task=f"esper.tolaria.tasks.{options.task}:task")
+    spec = TrainSpec(task=f"esper.tolaria.tasks.{options.task}:task", arguments={"seed": options.seed or 0})
     return _conduct(_over(spec, options).named(options.task), options, controls=True)
 
 
@@ -58,7 +58,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def _read(what: str) -> TrainSpec:
-    """A spec from module:callable, imported from the present directory, or from a YAML file beside which it lies."""
+    """A spec from module:callable, imported from the present directory, file.py:callable, or a YAML file."""
     if what.endswith((".yaml", ".yml")):
         path = Path(what)
         try:
@@ -69,18 +69,22 @@ def _read(what: str) -> TrainSpec:
             raise InvalidConfig(f"{path} must hold keys and values, got {type(values).__name__}")
         values.setdefault("import_paths", [str(path.parent.absolute())])
         return spec_from(values, str(path))
-    return TrainSpec(task=what, import_paths=[str(Path.cwd())])
+    module, colon, name = what.rpartition(":")
+    if module.endswith(".py"):
+        path = Path(module).absolute()
+        return TrainSpec(task=f"{path.stem}:{name}", import_paths=[str(path.parent)])
+    return TrainSpec(task=f"{module}{colon}{name}", import_paths=[str(Path.cwd())])
 
 
 def _over(spec: TrainSpec, options: argparse.Namespace) -> TrainSpec:
     """The spec with what the command line says laid over it."""
     growth = {**spec.growth, "policy": options.policy} if options.policy else spec.growth
-    seed = spec.seed if options.seed is None else options.seed
+    chosen = {} if options.seed is None else {"seed": options.seed}
     return dataclasses.replace(
         spec,
         growth=growth,
-        seed=seed,
-        arguments={**spec.arguments, "seed": seed},
+        **chosen,
+        arguments={**spec.arguments, **chosen},
         steps=options.steps or spec.steps,
         device=options.device or spec.device,
         deterministic=options.deterministic or spec.deterministic,

@@ -5,7 +5,7 @@ optimiser; it checks first and changes then, so a refused call leaves all three 
 they were. When to call which is decided elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -51,7 +51,7 @@ class Executor:
     """One host model, its sites and its seeds."""
 
     model: nn.Module
-    sites: Mapping[str, Site]
+    sites: dict[str, Site]
     table: SeedTable
     run_seed: int = 0
     embargo_steps: int = 300

@@ -19,6 +19,7 @@ from esper.host.sites import Site
 from esper.kasmina.executor import Assignment, Executor
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.lifecycle import IN_HOST, LIVE, SeedId, State
+from esper.kasmina.pending import Pending
 from esper.kasmina.table import StateLayout
 
 
@@ -48,12 +49,26 @@ class ModelHandle:
         self.kernels: KernelSource | None = None  # set by esper.attach
         self.steps_done: Callable[[], int] = lambda: 0  # set by esper.attach
         self.health: Mapping[str, telemetry_pb2.HealthSignal] = {}  # latest reading of each site
-        self.sites = {name: SiteHandle(self, site) for name, site in executor.sites.items()}
+        self.sites = {name: SiteHandle(self, name) for name in dict.fromkeys(seed.id.site for seed in executor.table)}
+        self.pending: Pending | None = None  # set by esper.wrap
 
     def __getitem__(self, site: str) -> "SiteHandle":
         if site not in self.sites:
             raise NotFound(f"no site {site!r}; sites are {', '.join(self.sites)}")
         return self.sites[site]
+
+    def prove(self, run: Callable[[nn.Module], object] | None = None) -> None:
+        """Prove the sites that wait for a batch, by `run(model)`; nothing to do where they are proved.
+
+        Raises PreconditionFailed where there is no batch to prove them on, WrapRefused as esper.wrap does.
+        """
+        if self.pending is not None and run is None:
+            raise PreconditionFailed(
+                "the layers are not proved yet: call the model on one batch first, or give esper.wrap an example"
+            )
+        if self.pending is not None and run is not None:
+            self.executor.sites.update(self.pending.prove(run))
+            self.pending = None
 
     @contextlib.contextmanager
     def without_seeds(self) -> Iterator[nn.Module]:
@@ -99,6 +114,9 @@ class ModelHandle:
 
     def release(self) -> None:
         """Take out what is on trial, so that the model is a plain module again but for fossils kept as branches."""
+        if self.pending is not None:
+            self.pending.forget()
+            self.pending = None
         self.executor.abandon(self.optimizer, self.steps_done(), "the model was unwrapped")
         for site in self.executor.sites.values():
             # a step that was to be sampled is not any more
@@ -117,10 +135,16 @@ class ModelHandle:
 class SiteHandle:
     """One site of a wrapped model."""
 
-    def __init__(self, owner: ModelHandle, site: Site) -> None:
+    def __init__(self, owner: ModelHandle, name: str) -> None:
         self._owner = owner
-        self._seeds = owner.executor.table.of_site(site.name)
-        self.site = site
+        self._seeds = owner.executor.table.of_site(name)
+        self.name = name
+
+    @property
+    def site(self) -> Site:
+        """The layer and what it offers a graft. Raises PreconditionFailed before it is proved."""
+        self._owner.prove()
+        return self._owner.executor.sites[self.name]
 
     @property
     def num_seeds(self) -> int:
@@ -138,14 +162,14 @@ class SiteHandle:
         The host does not change. False if the kernel cannot run here: the seed is CULLED
         and its `reason` says why.
         """
-        executor, seed = self._owner.executor, self._seed(seed_idx)
+        executor, seed, site = self._owner.executor, self._seed(seed_idx), self.site
         if self._owner.kernels is None:
             raise PreconditionFailed("no library is at hand to load kernels from; call esper.attach(handle, ...) first")
         step = self._owner.steps_done
         executor.germinate([Assignment(seed, artifact_id)], "manual", step(), "by hand")
         failure, kernel = "", None
         try:
-            kernel = await self._owner.kernels.kernel(artifact_id, self.site)
+            kernel = await self._owner.kernels.kernel(artifact_id, site)
         except asyncio.CancelledError:
             if executor.table[seed].state is State.LOADING and executor.table[seed].artifact_id == artifact_id:
                 executor.cancel(seed, step(), "loading was cancelled")
@@ -180,17 +204,17 @@ class SiteHandle:
 
     def get_health_signal(self) -> telemetry_pb2.HealthSignal:
         """The latest sampled reading. Raises NotFound before the first: unmeasured is not healthy."""
-        if self.site.name not in self._owner.health:
+        if self.name not in self._owner.health:
             raise NotFound(
-                f"{self.site.name} has not been sampled yet; readings come every few steps of an attached session"
+                f"{self.name} has not been sampled yet; readings come every few steps of an attached session"
             )
-        return self._owner.health[self.site.name]
+        return self._owner.health[self.name]
 
     def get_layer_stats(self) -> dict[str, Any]:
         """Counts and states of this site's seeds."""
         states = [seed.state for seed in self._seeds]
         return {
-            "site": self.site.name,
+            "site": self.name,
             "layer_kind": self.site.layer_kind,
             "interface": str(self.site.interface),
             "num_seeds": len(states),
@@ -204,7 +228,7 @@ class SiteHandle:
 
     def _seed(self, index: int) -> SeedId:
         if not 0 <= index < len(self._seeds):
-            raise InvalidRequest(f"{self.site.name} has seeds 0 to {len(self._seeds) - 1}, got {index}")
+            raise InvalidRequest(f"{self.name} has seeds 0 to {len(self._seeds) - 1}, got {index}")
         return self._seeds[index].id
 
 

@@ -10,6 +10,7 @@ from esper.host.proof import prove
 from esper.host.sites import Target, select
 from esper.kasmina.executor import Executor
 from esper.kasmina.handle import ModelHandle
+from esper.kasmina.pending import Pending
 from esper.kasmina.regrow import device_of
 from esper.kasmina.table import SeedTable
 
@@ -32,7 +33,8 @@ def wrap(
     `target_layers`: module types, patterns over qualified names ("encoder.*.fc1"), or
     callables (name, module) -> bool; None stands for Linear, Conv1d and Conv2d. Each layer
     is proved to be called, in train mode and in eval, on `example` (the model's input: a
-    tensor, a tuple of arguments or a dict of keyword arguments) or by `run(model)`.
+    tensor, a tuple of arguments or a dict of keyword arguments) or by `run(model)`; without
+    either, on the first batch that the model is called on.
     `causal`: whether position t of the output may see positions <= t only; None finds out.
 
     Returns the handle; `model` stays your object and a dormant layer is the plain module.
@@ -43,10 +45,13 @@ def wrap(
     if not 1 <= seeds_per_layer < 1024:
         raise InvalidRequest(f"seeds_per_layer must be 1 to 1,023, got {seeds_per_layer}")
     chosen = select(model, target_layers)
-    sites = {site.name: site for site in prove(model, chosen, run or _runner(example), causal=causal)}
-    table = SeedTable.make(((name, seeds_per_layer) for name in sites), device_of(model))
+    probe = run or _runner(example)
+    sites = {site.name: site for site in prove(model, chosen, probe, causal=causal)} if probe is not None else {}
+    table = SeedTable.make(((name, seeds_per_layer) for name, _ in chosen), device_of(model))
     handle = ModelHandle(model, Executor(model, sites, table), telemetry_enabled)
     vars(model)[_HANDLE] = handle
+    if probe is None:
+        handle.pending = Pending(handle, chosen, causal)
     return handle
 
 
@@ -76,12 +81,9 @@ def _handle(model: nn.Module) -> ModelHandle | None:
     return handle
 
 
-def _runner(example: Any) -> Callable[[nn.Module], object]:
+def _runner(example: Any) -> Callable[[nn.Module], object] | None:
     if example is None:
-        raise InvalidRequest(
-            "wrap needs one batch to prove that each layer is really called: give example=<the model's input>, "
-            "or run=lambda model: model(...)"
-        )
+        return None
     if isinstance(example, Tensor):
         return lambda model: model(example)
     if isinstance(example, Mapping):

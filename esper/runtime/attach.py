@@ -1,7 +1,9 @@
 """Tie a wrapped model to a runtime: what `esper.attach` does."""
 
+import asyncio
+import atexit
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from esper.artifact.bundle import Artifact
 from esper.artifact.keys import TrustRoots
 from esper.blueprint.interface import Interface
 from esper.errors import InvalidConfig, NotFound, Unavailable
+from esper.host.sites import Site
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.handle import ModelHandle
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import KernelLoader
 from esper.runtime.clients import LibraryClient
-from esper.runtime.courier import Courier
+from esper.runtime.courier import Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
+from esper.runtime.launch import find_or_start_runtime
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
 from esper.tolaria.line import Line
@@ -69,14 +73,16 @@ def attach(
 
     `task`: "module:callable" that makes the same model, loss, optimiser and data elsewhere;
     without it nothing can be tried, so nothing grows. `runtime`: the folder of a running
-    runtime (`esper up --home`), ".esper" if None. `growth` and `budget`: settings by name.
+    runtime (`esper up --home`); None: that of ".esper", started for as long as this process
+    lives where none runs. `growth` and `budget`: settings by name.
     `resume`: go on from the newest checkpoint of `run_id`.
 
     Raises NotFound where no runtime runs, InvalidConfig for a task or setting that does not
     work, Conflict where the run is attached already.
     """
     known = _task(task)
-    contact = runtime if isinstance(runtime, Contact) else Home(Path(runtime or DEFAULT)).contact()
+    _prove(handle, known)
+    contact = _contact(runtime)
     run_id = run_id or f"{known.name if known else 'run'}-{secrets.token_hex(3)}"
     folder = Path(directory or Path("runs") / run_id).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +106,38 @@ def attach(
     assert courier.welcome is not None
     loader = _loader(contact, courier.welcome)
     courier.load = _load_over(loader, courier)
+    handle.kernels = _Library(courier, courier.load)
     return open_session(handle, make_run(handle, parts, plan, courier), checkpoint)
+
+
+def _contact(runtime: str | Contact | None) -> Contact:
+    if isinstance(runtime, Contact):
+        return runtime
+    if runtime is not None:
+        return Home(Path(runtime)).contact()
+    contact, child = find_or_start_runtime(Home(DEFAULT))
+    if child is not None:
+        atexit.register(child.stop)
+    return contact
+
+
+@dataclass(frozen=True)
+class _Library:
+    """Where a handle gets kernels from by hand; implements kasmina's KernelSource."""
+
+    courier: Courier
+    load: LoadKernel
+
+    async def kernel(self, artifact_id: str, site: Site) -> Kernel:
+        return await asyncio.wrap_future(self.courier.call(self.load(artifact_id, site.interface)))
+
+
+def _prove(handle: ModelHandle, task: Task | None) -> None:
+    """Sites that wait for a batch take the task's first one."""
+    if task is None:
+        handle.prove()
+    else:
+        handle.prove(lambda model: task.forward(model, task.micro_batches(0)[0]))
 
 
 def make_run(handle: ModelHandle, parts: Parts, plan: Plan, line: Line) -> Run:
@@ -136,11 +173,12 @@ def open_session(
         session.resume(*checkpoint)
     handle.optimizer = run.parts.optimizer
     handle.health = session.reports.health
+    handle.steps_done = lambda: session.steps_done
     return session
 
 
 def _task(task: str | Task | None) -> Task | None:
-    known = load_task(task) if isinstance(task, str) else task
+    known = load_task(task, None, (str(Path.cwd()),)) if isinstance(task, str) else task
     if known is None:
         return None
     if known.reference is None:
@@ -181,7 +219,7 @@ def _not_at_hand(artifact_id: str) -> Artifact:
     raise Unavailable(f"kernel {artifact_id} has not been fetched from the library")
 
 
-def _load_over(loader: KernelLoader, courier: Courier) -> Callable[[str, Interface], Any]:
+def _load_over(loader: KernelLoader, courier: Courier) -> LoadKernel:
     """Load a kernel on the courier's thread: from memory, disk, or the library, whichever is first to have it."""
 
     async def load(artifact_id: str, interface: Interface) -> Kernel:

@@ -8,14 +8,15 @@ counted.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 import grpc
 
@@ -38,7 +39,8 @@ _FATAL = (Conflict, InvalidRequest, Unauthenticated)
 
 
 # Gets a kernel ready to run at an interface: fetched, verified, built, warm.
-LoadKernel = Callable[[str, Interface], Awaitable[Kernel]]
+LoadKernel = Callable[[str, Interface], Coroutine[Any, Any, Kernel]]
+Answer = TypeVar("Answer")
 
 
 class Courier:
@@ -87,6 +89,10 @@ class Courier:
         if self._channel is None:
             raise Unavailable(f"the line to {self.address} is down")
         return self._channel
+
+    def call(self, work: Coroutine[Any, Any, Answer]) -> concurrent.futures.Future[Answer]:
+        """Do some work of another thread's on the courier's."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     # The training thread's side
 

@@ -23,7 +23,12 @@ class Child:
         with log.open("ab") as output:
             environment = {**os.environ, "ESPER_PARENT": str(os.getpid())}
             self.process = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                process_group=0,  # Ctrl-C at a terminal is for its parent, who ends it in good order
             )
 
     @property

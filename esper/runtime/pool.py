@@ -2,7 +2,8 @@
 
 Each job gets a process that has imported torch and nothing else's state. Workers run at
 the lowest priority with one thread. A worker that dies, or is still at work at its
-deadline, costs its own job only.
+deadline, costs its own job only. A warm process that dies takes its workers with it and
+is started again.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import contextlib
 import heapq
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +24,10 @@ from pathlib import Path
 from esper.errors import DeadlineExceeded, Exhausted, KernelFault, Unavailable
 from esper.runtime.warm import DONE, FAILED, PARTIAL
 
+log = logging.getLogger(__name__)
+
+# Starts of the warm process that fail one after the other before the pool is given up.
+MAX_FAILED_STARTS = 3
 _HEADER_BYTES = 5
 
 
@@ -74,10 +80,14 @@ class Pool:
         self._generation = 0
         self._queue: list[_Waiting] = []
         self._order = itertools.count()
-        self._idle: asyncio.Queue[_Child] = asyncio.Queue()
+        self._idle: asyncio.Queue[_Child | None] = asyncio.Queue()  # None: nobody comes any more
         self._tasks: set[asyncio.Task[None]] = set()
         self._folder = Path()
+        self._preloads: list[tuple[str, object]] = []
         self._warm: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._failed_starts = 0
+        self._lost: Unavailable | None = None
         self._server: asyncio.Server | None = None
 
     @property
@@ -87,42 +97,29 @@ class Pool:
     async def start(self) -> None:
         """Start the warm process and its first children; jobs may be given at once."""
         self._folder = Path(tempfile.mkdtemp(prefix=f"esper-{self.name}-"))
-        path = self._folder / "socket"
-        self._server = await asyncio.start_unix_server(self._connected, path=path)
-        kinds = [f"{name}={target}" for name, target in self.kinds.items()]
-        errors = self.log.open("ab") if self.log else None
-        self._warm = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "esper.runtime.warm",
-            str(path),
-            *kinds,
-            stdin=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        )
-        if errors:
-            errors.close()
-        await self._fork(self.size + self.spare)
+        self._server = await asyncio.start_unix_server(self._connected, path=self._folder / "socket")
+        await self._start_warm()
+        self._keeper = asyncio.create_task(self._keep_warm(), name=f"{self.name}-keeper")
 
     async def stop(self) -> None:
         """End everything; queued and running jobs fail with Unavailable."""
-        for waiting in self._queue:
-            _settle(waiting.answer, error=Unavailable(f"the {self.name} pool is stopping"))
-        self._queue.clear()
-        for task in list(self._tasks):
-            task.cancel()
+        self._fail_queued(Unavailable(f"the {self.name} pool is stopping"))
+        for task in [self._keeper, *self._tasks]:
+            if task is not None:
+                task.cancel()
         if self._warm is not None and self._warm.returncode is None:
             self._warm.kill()
             await self._warm.wait()
         if self._server is not None:
             self._server.close()
         while not self._idle.empty():
-            self._idle.get_nowait().writer.close()
+            if (child := self._idle.get_nowait()) is not None:
+                child.writer.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def preload(self, target: str, argument: object) -> None:
         """Have the warm process call `module:function` with a JSON argument, for children forked later."""
+        self._preloads.append((target, argument))
         await self._command({"preload": [target, argument]})
         self._generation += 1  # children forked before the preload are not used any more
         await self._fork(self.size + self.spare)
@@ -140,8 +137,10 @@ class Pool:
         """Do one job in a process of its own and return its reply.
 
         Raises Exhausted where the queue is full, DeadlineExceeded when the worker was still at
-        work after `timeout_s`, Unavailable when it died, KernelFault when the job raised.
+        work after `timeout_s`, Unavailable when it died or none can be started, KernelFault when the job raised.
         """
+        if self._lost is not None:
+            raise self._lost
         if len(self._queue) >= self.max_queued:
             raise Exhausted(f"the {self.name} queue holds {len(self._queue)} jobs, the limit; try again later")
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -185,7 +184,7 @@ class Pool:
             _settle(
                 waiting.answer, error=Unavailable(f"the worker of a {waiting.kind} job died; the job may be sent again")
             )
-        except KernelFault as error:
+        except (KernelFault, Unavailable) as error:
             _settle(waiting.answer, error=error)
         except asyncio.CancelledError:
             _settle(waiting.answer, error=Unavailable(f"the {self.name} pool is stopping"))
@@ -215,6 +214,9 @@ class Pool:
         await self._fork(1)
         while True:
             child = await self._idle.get()
+            if child is None:
+                assert self._lost is not None
+                raise self._lost
             if child.generation == self._generation and not child.writer.is_closing() and not child.reader.at_eof():
                 return child
             child.writer.close()
@@ -225,19 +227,66 @@ class Pool:
             _, hello = await _frame(reader)
             pid, generation = map(int, hello.split())
             self._idle.put_nowait(_Child(pid, generation, reader, writer))
+            self._failed_starts = 0
+
+    async def _start_warm(self) -> None:
+        kinds = [f"{name}={target}" for name, target in self.kinds.items()]
+        errors = self.log.open("ab") if self.log else None
+        self._warm = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "esper.runtime.warm",
+            str(self._folder / "socket"),
+            *kinds,
+            stdin=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        if errors:
+            errors.close()
+        self._generation += 1
+        for preload in self._preloads:
+            await self._command({"preload": preload})
+        await self._fork(self.size + self.spare)
+
+    async def _keep_warm(self) -> None:
+        """Start the warm process again whenever it ends; its workers have ended with it."""
+        backoff_s = 0.1
+        while True:
+            assert self._warm is not None
+            status = await self._warm.wait()
+            self._failed_starts += 1
+            if self._failed_starts > MAX_FAILED_STARTS:
+                return self._give_up(status)
+            log.warning("the %s pool's warm process ended with %d; it is started again", self.name, status)
+            await asyncio.sleep(backoff_s * (self._failed_starts - 1))
+            await self._start_warm()
+
+    def _give_up(self, status: int) -> None:
+        where = f"; its log is {self.log}" if self.log else ""
+        self._lost = Unavailable(
+            f"the {self.name} pool's warm process ends with {status} whenever it is started{where}; "
+            "mend that and restart the runtime"
+        )
+        self._fail_queued(self._lost)
+        for _ in range(self.size):
+            self._idle.put_nowait(None)
+
+    def _fail_queued(self, error: Unavailable) -> None:
+        for waiting in self._queue:
+            _settle(waiting.answer, error=error)
+        self._queue.clear()
 
     async def _fork(self, count: int) -> None:
         await self._command({"fork": count, "generation": self._generation})
 
     async def _command(self, command: dict[str, object]) -> None:
+        """Tell the warm process. One that has just ended does not hear it: the next one forks a full set of workers."""
         assert self._warm is not None
         assert self._warm.stdin is not None
-        if self._warm.returncode is not None:
-            raise Unavailable(
-                f"the {self.name} pool's warm process ended with {self._warm.returncode}; restart the runtime"
-            )
-        self._warm.stdin.write(json.dumps(command).encode() + b"\n")
-        await self._warm.stdin.drain()
+        with contextlib.suppress(ConnectionError):
+            self._warm.stdin.write(json.dumps(command).encode() + b"\n")
+            await self._warm.stdin.drain()
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:

@@ -31,11 +31,11 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    jobs = {name: _resolve(target) for name, _, target in (kind.partition("=") for kind in kinds)}
     import torch
     import torch._dynamo  # torch's optimisers import it at their first step, which takes a second
 
     torch.set_num_threads(1)
-    jobs = {name: _resolve(target) for name, _, target in (kind.partition("=") for kind in kinds)}
     for line in sys.stdin:
         command = json.loads(line)
         if "preload" in command:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from esper.stats.paired import Paired
-from esper.tamiyo.masks import graft_flops
+from esper.tamiyo.masks import cooldown_steps, event_flops, free_seeds
 from esper.tamiyo.memory import Memory, Tracked
 from esper.tamiyo.policy import Choice, Policy
 from esper.tamiyo.view import RunView, SeedKey, SiteView
@@ -113,6 +113,9 @@ def germinate(view: RunView, memory: Memory, policy: Policy, choices: Sequence[C
     """Assign the chosen kernels to free seeds of their sites and have them tried together."""
     event_id = f"event-{memory.events + 1}"
     seeds = _assign(view, choices)
+    taken = {key for key, _ in seeds}
+    # a former life of these seeds whose end went unseen is over
+    memory.tracked = [t for t in memory.tracked if t.key not in taken]
     for key, choice in seeds:
         memory.tracked.append(_track(view, key, choice, event_id))
         tried = f"{key.site} {choice.offer.option.blueprint_id}"
@@ -128,8 +131,8 @@ def germinate(view: RunView, memory: Memory, policy: Policy, choices: Sequence[C
         preconditions=("every seed is DORMANT", "every kernel is promoted and verifies"),
         undo="cancel the seeds: the host is not touched before one is inserted",
         parameters=max(choice.offer.option.parameter_count for _, choice in seeds),
-        flops=sum(graft_flops(choice.offer.site, choice.offer.option) for _, choice in seeds) * steps,
-        cooldown_steps=view.scheme.event_spacing_steps,
+        flops=event_flops(view, memory, steps, len(seeds)),
+        cooldown_steps=cooldown_steps(view, memory),
     )
     weighed = tuple(
         Weighed(
@@ -167,10 +170,7 @@ def _trial_step(steps: int) -> str:
 
 def _assign(view: RunView, choices: Sequence[Choice]) -> list[tuple[SeedKey, Choice]]:
     """Give each choice a free seed of its site."""
-    free = {
-        site.name: [s.key for s in view.seeds if s.key.site == site.name and s.state == "DORMANT"]
-        for site in view.sites
-    }
+    free = {site.name: [seed.key for seed in free_seeds(view, site)] for site in view.sites}
     return [(free[choice.offer.site.name].pop(0), choice) for choice in choices]
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from esper.tamiyo.memory import Memory, Tracked
 from esper.tamiyo.view import RunView, SeedView
 
-# DORMANT: the embargo was over before this decision point; what it was is in its reason no more.
 _ENDS = ("FOSSILIZED", "CULLED", "CANCELLED", "ROLLED_BACK")
 
 
@@ -32,4 +31,5 @@ def collect_ends(view: RunView, memory: Memory) -> list[Ended]:
 
 
 def _same_life(seed: SeedView, tracked: Tracked) -> bool:
-    return seed.event_id == tracked.event_id and seed.state_step >= tracked.germinated_step
+    same = (seed.event_id, seed.artifact_id) == (tracked.event_id, tracked.artifact_id)
+    return same and seed.state_step >= tracked.germinated_step

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 
-from esper.errors import PreconditionFailed
+from esper.errors import InvalidRequest, PreconditionFailed
 from esper.tamiyo.view import SeedKey
 
 VERSION = 1
@@ -47,7 +47,8 @@ class Memory:
     turn: int = 0  # of what takes turns: sites, blueprints
     tracked: list[Tracked] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)  # (step, training loss), latest decision points
-    verdicts: dict[str, int] = field(default_factory=dict)  # rounds passed, by seed
+    host_step_flops: float = 0.0  # of one step before anything grew; 0: not counted
+    passed: dict[str, list[int]] = field(default_factory=dict)  # "<seed> <event>" -> rounds of the verdict it passed
     masked: dict[str, int] = field(default_factory=dict)  # "<site> <artifact>" -> step until which it is not tried
     tries: dict[str, int] = field(default_factory=dict)  # "<site> <blueprint>" -> times tried
 
@@ -59,15 +60,24 @@ class Memory:
 
 
 def load(data: bytes) -> Memory:
-    """The memory a run carried; a new one for empty bytes. Raises PreconditionFailed for another version."""
+    """The memory a run carried; a new one for empty bytes.
+
+    Raises PreconditionFailed for another version, InvalidRequest for what no controller wrote.
+    """
     if not data:
         return Memory()
-    values = json.loads(data)
-    if values.get("version") != VERSION:
-        raise PreconditionFailed(
-            f"the controller state is of version {values.get('version')}, this controller reads {VERSION}; "
-            "resume the run with the release it was started with"
-        )
-    values["tracked"] = [Tracked(**tracked) for tracked in values["tracked"]]
-    values["losses"] = [(step, loss) for step, loss in values["losses"]]
-    return Memory(**values)
+    try:
+        values = dict(json.loads(data))
+        if values.get("version") != VERSION:
+            raise PreconditionFailed(
+                f"the controller state is of version {values.get('version')}, this controller reads {VERSION}; "
+                "resume the run with the release it was started with"
+            )
+        values["tracked"] = [Tracked(**tracked) for tracked in values["tracked"]]
+        values["losses"] = [(step, loss) for step, loss in values["losses"]]
+        return Memory(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidRequest(
+            f"{len(data)} bytes of controller state are not what a controller wrote: {error}",
+            {"state.controller_state": "not a controller's"},
+        ) from error

@@ -3,9 +3,10 @@
 Masks, budgets, the trial's outcome and verdicts are the controller's, the same for all.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from esper.tamiyo.memory import Memory
@@ -64,9 +65,23 @@ class Policy(Protocol):
 
 
 def experience_of(situation: Situation, offer: Offer) -> Experience | None:
-    """Experience with this kind of graft on this task, else with its family on this task; None without any."""
+    """Experience with this kind of graft on this task, else with its whole family on this task; None without any."""
     task = situation.view.task_name
     rows = [e for e in situation.experience if e.task_name == task and e.layer_kind == offer.site.layer_kind]
     exact = [e for e in rows if e.title == offer.option.title]
-    family = [e for e in rows if e.family == offer.option.family]
-    return next(iter(exact or family), None)
+    return _pooled(exact or [e for e in rows if e.family == offer.option.family])
+
+
+def _pooled(rows: Sequence[Experience]) -> Experience | None:
+    """Several rows as one: counts added, means weighted by them."""
+    if len(rows) < 2:
+        return next(iter(rows), None)
+    tried, judged = sum(e.tried for e in rows), sum(e.judged for e in rows)
+    return replace(
+        rows[0],
+        title="",
+        tried=tried,
+        mean_isolated_gain=math.fsum(e.mean_isolated_gain * e.tried for e in rows) / max(tried, 1),
+        judged=judged,
+        mean_gain=math.fsum(e.mean_gain * e.judged for e in rows) / max(judged, 1),
+    )

@@ -8,6 +8,7 @@ from esper.api.kasmina.v1 import control_pb2, nursery_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.blueprint.interface import Interface
 from esper.errors import Unavailable
+from esper.host.kept import kept_generators
 from esper.kasmina.lifecycle import SeedId, State
 from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.commands import Commands
@@ -78,7 +79,7 @@ class Arrivals:
             self._collect()
             return not self.due.unanswered(self.waiting, lambda job: job.WhichOneof("work") == kind)
 
-        self.run.line.wait(done, limit_s)
+        self._wait_on_line(done, limit_s)
 
     def load_now(self, seed: SeedId, artifact_id: str, interface: Interface) -> Loaded:
         """Get a kernel ready and wait for it, which only a resume does; what else arrives is kept.
@@ -96,7 +97,7 @@ class Arrivals:
             return bool(found)
 
         self.run.line.load_kernel(seed, artifact_id, interface)
-        self.run.line.wait(arrived)
+        self._wait_on_line(arrived)
         if found[0].kernel is None:
             raise Unavailable(
                 f"kernel {artifact_id} of seed {seed} is needed to resume and cannot be loaded: {found[0].failure}"
@@ -122,7 +123,12 @@ class Arrivals:
 
         if not look():
             self.stalls += 1
-            self.run.line.wait(look, limit_s)
+            self._wait_on_line(look, limit_s)
+
+    def _wait_on_line(self, done: Callable[[], bool], limit_s: float = 600.0) -> None:
+        """Training draws what it would have drawn, though a nursery in this process draws from the same generators."""
+        with kept_generators(self.run.parts.model):
+            self.run.line.wait(done, limit_s)
 
     def _apply(self, item: Incoming, phase: int) -> None:
         """Journal one thing from outside, then let it act."""

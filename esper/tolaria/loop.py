@@ -17,7 +17,7 @@ def train(task: Task, parts: Parts, session: Session, steps: int, *, stop: Calla
         session.step(batches[0] if task.accumulate == 1 else batches, loss)
         if session.due:
             session.decide()
-    session.finish()
+    session.end()
 
 
 def train_bare(task: Task, parts: Parts, steps: int) -> torch.Tensor:

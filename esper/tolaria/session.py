@@ -178,7 +178,15 @@ class Session:
         return changed or inserted or wanted or late
 
     def finish(self) -> None:
-        """End the run: judge or cull what is still on trial, return to the best validated state, say goodbye."""
+        """`end` the run and let go of everything outside this process."""
+        try:
+            self.end()
+        finally:
+            self.run.line.close()
+        self.run.spool.close()
+
+    def end(self) -> None:
+        """Judge or cull what is still on trial, return to the best validated state, say goodbye."""
         end_run(self)
 
     def _step_grafts(self) -> None:

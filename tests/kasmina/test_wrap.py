@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.errors import Conflict, InvalidRequest, NotFound, WrapRefused
+from esper.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, WrapRefused
 from esper.kasmina.lifecycle import SeedId, State
 from esper.kasmina.telemetry import Sampler
 from esper.kasmina.wrap import handle_of, unwrap, wrap
@@ -25,6 +25,18 @@ class Takes(nn.Module):
 
     def forward(self, x, scale):
         return self.fc(x) * scale
+
+
+class Unused(nn.Module):
+    """Holds a layer that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 6)
+        self.never = nn.Linear(5, 6)
+
+    def forward(self, x):
+        return self.fc(x)
 
 
 ONE = torch.ones(1)
@@ -47,9 +59,35 @@ def test_an_example_is_given_as_the_model_takes_it(how):
     assert handle["fc"].num_seeds == 4
 
 
-def test_without_an_example_nothing_can_be_proved():
-    with pytest.raises(InvalidRequest, match=r"needs one batch to prove.*example=.*run=lambda"):
-        wrap(builders.perceptron())
+def test_without_an_example_the_first_batch_proves_the_layers():
+    model, plain = builders.perceptron(), builders.perceptron()
+    plain.load_state_dict(model.state_dict())
+    handle = wrap(model, target_layers=[nn.Linear], seeds_per_layer=4, telemetry_enabled=True)
+    site = next(iter(handle.sites))
+    assert handle[site].num_seeds == 4 and handle.pending is not None
+    with pytest.raises(PreconditionFailed, match=r"not proved yet: call the model on one batch first"):
+        handle[site].get_layer_stats()
+    assert torch.equal(model(builders.rows()), plain(builders.rows()))
+    assert handle.pending is None and not model._forward_pre_hooks
+    assert handle[site].get_layer_stats()["states"] == ["DORMANT"] * 4
+
+
+def test_a_first_batch_that_proves_nothing_is_refused_each_time_until_the_model_is_unwrapped():
+    model = Unused()
+    wrap(model, ["never"])
+    for _ in range(2):
+        with pytest.raises(WrapRefused, match="never"):
+            model(builders.rows())
+    unwrap(model)
+    assert model(builders.rows()).shape == (len(builders.rows()), 6)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_a_copy_made_before_the_first_batch_proves_nothing(how):
+    model = builders.perceptron()
+    handle = wrap(model)
+    how(model)(builders.rows())
+    assert handle.pending is not None
 
 
 @pytest.mark.parametrize("count", [0, -1, 1024])

@@ -22,7 +22,11 @@ class Heuristic:
     uses_nursery = True
 
     def timing(self, situation: Situation) -> tuple[bool, str]:
-        over, why = overfits(situation.view)
+        view = situation.view
+        losses = (view.train_loss, view.validation_loss, view.best_validation_loss)
+        if not all(loss is not None and math.isfinite(loss) for loss in losses):
+            return False, _unmeasured(view)
+        over, why = overfits(view)
         if over:
             return False, why
         unseen = [site.name for site in situation.view.sites if "gradient_norm" not in site.health]
@@ -39,10 +43,15 @@ class Heuristic:
         return chosen
 
 
+def _unmeasured(view: RunView) -> str:
+    if view.validation_loss is None or view.best_validation_loss is None:
+        return "validation has not been measured yet, which needs a task that workers can import; unmeasured is not healthy"
+    return f"losses that are not finite: training {view.train_loss}, validation {view.validation_loss}"
+
+
 def overfits(view: RunView) -> tuple[bool, str]:
     """Whether validation has turned while training goes on. With the reason."""
-    if view.validation_loss is None or view.best_validation_loss is None:
-        return False, "validation has not been measured yet"
+    assert view.validation_loss is not None and view.best_validation_loss is not None
     since = view.validation_step - view.best_validation_step
     ratio = view.validation_loss / max(view.best_validation_loss, 1e-12)
     gap = view.validation_loss / max(view.train_loss, 1e-12)

@@ -1,0 +1,1 @@
+"""What a training run pays for Esper, and what a model is under it."""

@@ -1,0 +1,130 @@
+"""What dormant seeds cost: a wrapped model, all its seeds dormant, against the plain model.
+
+`forward_ratio`: one call in eval mode without grad. `step_ratio`: forward and backward in train
+mode. Both in time of the calling thread. `telemetry_ratio`: 32 whole training steps under a session
+that samples as it does by default, one of them sampled, against the same steps without; wall
+time, because samples are reduced on another thread. What a run talks to is left out: see
+`demo-overhead`.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.flow.hosts import HOSTS, Host
+from bench.flow.silent_line import SilentLine
+from bench.harness import BASELINE, CANDIDATE, CONTROL, Arms, Call, Effort, compare, one_thread, thread_clock
+from bench.registry import Options
+from bench.row import Row, Target
+from esper.kasmina.wrap import wrap
+from esper.runtime.attach import Plan, make_run, open_session
+from esper.tolaria.session import SAMPLE_EVERY_STEPS, Session
+from esper.tolaria.settings import Budget, GrowthSettings
+from esper.tolaria.step import Parts
+
+NAME = "dormant"
+WITHIN = Target(1.01)
+TELEMETRY_EFFORT = Effort(block_s=0.0)  # one call is 32 steps
+
+
+def rows(options: Options) -> Iterator[Row]:
+    for case, host in HOSTS.items():
+        for metric, call in (("forward_ratio", forward), ("step_ratio", forward_and_backward)):
+            found = compare(lambda host=host, call=call: arms(host, call), options.effort(), thread_clock)  # type: ignore[misc]
+            yield found.row(NAME, case, metric, against="plain model", target=WITHIN)
+        with ExitStack() as stack:
+            build = lambda host=host, stack=stack: training_arms(host, stack)  # noqa: E731
+            found = compare(build, options.effort(TELEMETRY_EFFORT))
+            against = f"{SAMPLE_EVERY_STEPS} plain steps"
+            yield found.row(NAME, case, "telemetry_ratio", against=against, target=WITHIN)
+
+
+def arms(host: Host, call: Callable[[nn.Module, Tensor], Call]) -> Arms:
+    """The same call on a plain model, on another plain model, and on a wrapped one."""
+    batch = host.batch()
+    wrapped = host.model()
+    wrap(wrapped, list(host.targets), example=batch)
+    models = {BASELINE: host.model(), CONTROL: host.model(), CANDIDATE: wrapped}
+    return {name: call(model, batch) for name, model in models.items()}
+
+
+def forward(model: nn.Module, batch: Tensor) -> Call:
+    model.eval()
+
+    def call() -> None:
+        with torch.no_grad():
+            model(batch)
+
+    return call
+
+
+def forward_and_backward(model: nn.Module, batch: Tensor) -> Call:
+    model.train()
+    parameters = list(model.parameters())
+
+    def call() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        model(batch).square().mean().backward()
+
+    return call
+
+
+def training_arms(host: Host, stack: ExitStack) -> Arms:
+    """32 training steps: plain, plain again, and under a session; its thread and folder live as long as `stack`."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esper-bench-")))
+    return {
+        BASELINE: _steps(_parts(host), host.batch(), None),
+        CONTROL: _steps(_parts(host), host.batch(), None),
+        CANDIDATE: _steps(*_attached(host, folder, stack)),
+    }
+
+
+def _parts(host: Host) -> Parts:
+    model = host.model().train()
+    return Parts(model, torch.optim.Adam(model.parameters(), lr=1e-4))
+
+
+def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor, Session]:
+    """Model and optimiser under a session whose decision points never come."""
+    parts, batch = _parts(host), host.batch()
+    handle = wrap(parts.model, list(host.targets), example=batch)
+    line = SilentLine()
+    stack.callback(line.close)
+    plan = Plan(
+        run_id="dormant",
+        directory=folder,
+        task=None,
+        settings=GrowthSettings(decision_every_steps=10**9, embargo_steps=10**9),
+        budget=Budget(),
+        total_steps=0,
+        seed=0,
+        deterministic=False,
+    )
+    return parts, batch, open_session(handle, make_run(handle, parts, plan, line), None)
+
+
+def _steps(parts: Parts, batch: Tensor, session: Session | None) -> Call:
+    def call() -> None:
+        for _ in range(SAMPLE_EVERY_STEPS):
+            parts.optimizer.zero_grad(set_to_none=True)
+            loss = parts.model(batch).square().mean()
+            loss.backward()
+            parts.optimizer.step()
+            if session is not None:
+                session.step(batch, loss)
+
+    return call
+
+
+@pytest.mark.parametrize("arm", [BASELINE, CANDIDATE])
+@pytest.mark.parametrize("call", [forward, forward_and_backward], ids=["forward", "step"])
+@pytest.mark.parametrize("case", HOSTS)
+def test_dormant(benchmark, case, call, arm):  # type: ignore[no-untyped-def]
+    with one_thread():
+        benchmark(arms(HOSTS[case], call)[arm])

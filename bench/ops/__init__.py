@@ -1,0 +1,1 @@
+"""One bench per op, of the op's name."""
