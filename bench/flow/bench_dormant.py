@@ -29,7 +29,7 @@ from esper.tolaria.step import Parts
 
 NAME = "dormant"
 WITHIN = Target(1.01)
-TELEMETRY_EFFORT = Effort(block_s=0.0)  # one call is 32 steps
+TELEMETRY_EFFORT = Effort(rounds=5, turns=15, block_s=0.0)  # one call is 32 steps
 
 
 def rows(options: Options) -> Iterator[Row]:

@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     _common(demo)
     demo.set_defaults(do=run_demo)
     train = commands.add_parser("train", help="train your own task: module:callable, or a YAML file")
-    train.add_argument("what", nargs="?", help="module:callable or file.py:callable that returns an esper.Task, or a YAML file")
+    train.add_argument("what", nargs="?", help="module:callable or file.py:callable of an esper.Task, or a YAML file")
     train.add_argument("--resume", metavar="RUN", help="go on with a run from its newest checkpoint")
     train.add_argument("--controls", action="store_true", help="train the never-grown and static-final controls too")
     _common(train)

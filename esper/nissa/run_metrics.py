@@ -69,7 +69,7 @@ class RunCounts:
 
     def _progress(self, said: trainer_pb2.Progress) -> None:
         self.step, self.train_loss, self.parameters = said.step, said.train_loss, said.parameters
-        self.step_s_p50 = said.step_us_p50 / 1e6
+        self.step_s_p50 = said.step_us_p50 / 1e6 or self.step_s_p50  # 0: no step since the last message
         self.stalled_steps = said.stalled_steps
 
     def _decision(self, said: controller_pb2.Decision) -> None:

@@ -107,7 +107,9 @@ def attach(
     loader = _loader(contact, courier.welcome)
     courier.load = _load_over(loader, courier)
     handle.kernels = _Library(courier, courier.load)
-    return open_session(handle, make_run(handle, parts, plan, courier), checkpoint)
+    run = make_run(handle, parts, plan, courier)
+    run.cache = loader.cache
+    return open_session(handle, run, checkpoint)
 
 
 def _contact(runtime: str | Contact | None) -> Contact:

@@ -31,7 +31,7 @@ from esper.runtime.home import Home
 from esper.runtime.local import LocalLine, Packet
 from esper.runtime.platform import now, trust_of
 from esper.runtime.pool import Pool
-from esper.runtime.services import WORKSHOP, clock
+from esper.runtime.services import WARM_UP, WORKSHOP, clock
 from esper.runtime.stock import Stock, kernel_stock, offer_templates
 from esper.simic.store import ReplayStore
 from esper.tamiyo.answer import Controller, SearchKernels
@@ -108,6 +108,7 @@ class Components:
         pool = Pool("workshop", WORKSHOP, size=WORKERS, log=home.folder("logs") / "workshop.log")
         await pool.start()
         stack.push_async_callback(pool.stop)
+        await pool.preload(*WARM_UP)
         forge_key, evaluation_key = (load_or_create_key(home.key(name)) for name in ("forge", "evaluation"))
         forge = Forge(library, pool, forge_key, _to_nobody, clock, ForgeOptions(workers=WORKERS))
         self._forge = await stack.enter_async_context(forge)

@@ -3,8 +3,8 @@
 It sleeps until woken. The training thread appends to a bounded queue and, at decision
 points, takes what has arrived; it never waits for the courier, but in a deterministic
 run. A lost line is opened again with back-off, and what was not acknowledged is sent
-again; readings of health and time are dropped first when the queue is full, and
-counted.
+again, and so are jobs without a result: the runtime may be a new one. Readings of health
+and time are dropped first when the queue is full, and counted.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from esper.api.kasmina.v1 import nursery_pb2
 from esper.api.tolaria.v1 import trainer_pb2, trainer_pb2_grpc
 from esper.blueprint.interface import Interface
 from esper.errors import Conflict, DeadlineExceeded, EsperError, Exhausted, InvalidRequest, Unauthenticated, Unavailable
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_UNSENT = 10_000
 MAX_BACKOFF_S = 2.0
+MAX_NOTE = 4096  # characters, as the contract has it
 # Kinds of message that may be lost when nobody listens for long.
 _DROPPABLE = ("health", "performance", "progress")
 # Errors that trying again does not mend.
@@ -52,7 +54,8 @@ class Courier:
     def __init__(self, address: str, token: str | None, hello: trainer_pb2.Hello) -> None:
         self.address = address
         self.token = token
-        self.hello = hello
+        first = trainer_pb2.AttachRequest(hello=hello)  # a copy: what is said of it later must be in the message
+        self.hello = first.hello
         self.hello.session = self.hello.session or secrets.token_hex(8)
         self.dropped = 0
         self.connected = threading.Event()
@@ -63,6 +66,8 @@ class Courier:
         self._thunks: deque[Message | Callable[[], None]] = deque()
         self._unacknowledged: deque[trainer_pb2.AttachRequest] = deque()
         self._sent = 0  # of the unacknowledged, on this line
+        self._jobs: dict[str, nursery_pb2.Job] = {}  # without a last result
+        self._over = False  # the runtime has the goodbye
         self._arrived: deque[Incoming] = deque()
         self._condition = threading.Condition()
         self._fatal: EsperError | None = None
@@ -71,7 +76,7 @@ class Courier:
         self._loop = asyncio.new_event_loop()
         self._wake: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="esper-courier", daemon=True)
-        self._enqueue(trainer_pb2.AttachRequest(hello=hello))
+        self._enqueue(first)
 
     def start(self, timeout_s: float = 30.0) -> None:
         """Start the thread and wait for the first welcome. Raises Unavailable, or what the runtime refused it for."""
@@ -100,11 +105,11 @@ class Courier:
         if len(self._thunks) >= MAX_UNSENT:
             raise Exhausted(f"{MAX_UNSENT} messages wait for the courier, the limit; its thread is stuck or starved")
         self._thunks.append(make)
-        self._loop.call_soon_threadsafe(self._woken)
+        self._rouse()
 
     def load_kernel(self, seed: SeedId, artifact_id: str, interface: Interface) -> None:
         self._thunks.append(lambda: self._start_load(seed, artifact_id, interface))
-        self._loop.call_soon_threadsafe(self._woken)
+        self._rouse()
 
     def collect(self) -> list[Incoming]:
         if not self._arrived:
@@ -119,31 +124,42 @@ class Courier:
     def wait(self, done: Callable[[], bool], limit_s: float = 600.0) -> None:
         deadline = time.monotonic() + limit_s
         while not done():
+            if self._fatal is not None:
+                raise self._fatal
             with self._condition:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise DeadlineExceeded(f"no answer from the runtime at {self.address} within {limit_s:g} s")
                 if not self._arrived:
                     self._condition.wait(min(left, 1.0))
-            if self._fatal is not None:
-                raise self._fatal
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Send what is queued, at most for `timeout_s`, and end the thread."""
         deadline = time.monotonic() + timeout_s
-        while (self._thunks or self._unacknowledged) and time.monotonic() < deadline and self._thread.is_alive():
+        while self._unsaid() and time.monotonic() < deadline and self._thread.is_alive():
             time.sleep(0.01)
         self._closing = True
-        self._loop.call_soon_threadsafe(self._woken)
+        self._rouse()
         if self._thread.is_alive():
             self._thread.join(max(1.0, timeout_s))
+
+    def _unsaid(self) -> bool:
+        """Whether something is left that the runtime does not have. Hello stays in the queue for the next line."""
+        return bool(self._thunks) or len(self._unacknowledged) > 1
+
+    def _rouse(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the thread has ended, and its loop with it
+            self._loop.call_soon_threadsafe(self._woken)
 
     # The courier's side
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._serve())
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except (Exception, asyncio.CancelledError) as error:
+            log.exception("the courier's thread failed")
+            self._fatal = EsperError(f"the line to {self.address} failed: {type(error).__name__}: {error}")
         finally:
             with self._condition:
                 self._condition.notify_all()
@@ -154,6 +170,9 @@ class Courier:
         backoff_s = 0.05
         while not self._closing and self._fatal is None:
             try:
+                if self._over and not self._unsaid():
+                    await self._pause()
+                    continue
                 await self._talk()
                 backoff_s = 0.05
             except _FATAL as error:
@@ -167,25 +186,33 @@ class Courier:
         """One line, from hello to its loss."""
         async with open_channel(self.address, token=self.token) as channel:
             self._sent, self._channel = 0, channel
+            self._ask_again()
             stub: Any = trainer_pb2_grpc.TrainerServiceStub(channel)
             replies: AsyncIterator[trainer_pb2.AttachResponse] = stub.Attach(self._requests())
-            async for reply in replies:
-                self._take(reply)
-                if self._closing and not self._unacknowledged:
-                    return
+            try:
+                async for reply in replies:
+                    self._take(reply)
+                    if self._closing and not self._unsaid():
+                        return
+            finally:
+                self._channel = None
 
     async def _requests(self) -> AsyncIterator[trainer_pb2.AttachRequest]:
         """Hello first, then what is unacknowledged, then what comes."""
-        assert self._wake is not None
         while not self._closing or self._thunks:
             self._prepare()
             while self._sent < len(self._unacknowledged):
                 request = self._unacknowledged[self._sent]
                 self._sent += 1
                 yield request
-            if not self._thunks:
-                self._wake.clear()
-                await self._wake.wait()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until woken, unless there is work."""
+        assert self._wake is not None
+        if not self._thunks and not self._closing:
+            self._wake.clear()
+            await self._wake.wait()
 
     async def _work_offline(self, seconds: float) -> None:
         """While the line is down: files are still written and kernels in the cache still load."""
@@ -200,13 +227,29 @@ class Courier:
     def _prepare(self) -> None:
         """Do the queued work; messages it makes are numbered and kept until acknowledged."""
         while self._thunks:
-            made = self._thunks.popleft()()
+            work = self._thunks.popleft()
+            try:
+                made = work()
+            except Exception as error:  # a full disk, mostly: training goes on without what was to be written
+                log.warning("what was to be written or sent is lost", exc_info=True)
+                text = f"what was to be written or sent is lost: {type(error).__name__}: {error}"[:MAX_NOTE]
+                made = trainer_pb2.AttachRequest(note=trainer_pb2.Note(level="error", source="courier", text=text))
             if made is not None:
                 self._enqueue(made)
+
+    def _ask_again(self) -> None:
+        """Of a runtime that was restarted, for the jobs it no longer knows; any other takes the same job once."""
+        under_way = {message.job.job_id for message in self._unacknowledged if message.HasField("job")}
+        for job in [job for job_id, job in self._jobs.items() if job_id not in under_way]:
+            self._enqueue(trainer_pb2.AttachRequest(job=job))
 
     def _enqueue(self, message: trainer_pb2.AttachRequest) -> None:
         self._sequence += 1
         message.sequence = self._sequence
+        if message.HasField("job"):
+            self._jobs[message.job.job_id] = message.job
+        elif message.HasField("cancelled_job"):
+            self._jobs.pop(message.cancelled_job, None)
         self._unacknowledged.append(message)
         if len(self._unacknowledged) > MAX_UNSENT:
             self._drop_one()
@@ -224,6 +267,7 @@ class Courier:
         kind = reply.WhichOneof("message")
         if kind == "acknowledged":
             while len(self._unacknowledged) > 1 and self._unacknowledged[1].sequence <= reply.acknowledged:
+                self._over |= self._unacknowledged[1].HasField("goodbye")
                 del self._unacknowledged[1]  # hello stays: every line begins with it
                 self._sent -= 1
         elif kind == "welcome":
@@ -233,6 +277,8 @@ class Courier:
             self.hello.last_command_sequence = reply.command.sequence
             self._arrive(reply.command)
         elif kind == "result":
+            if not reply.result.twin.partial:
+                self._jobs.pop(reply.result.job_id, None)
             self._arrive(reply.result)
         elif kind == "decision":
             self._arrive(reply.decision)

@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
+import json
+import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -12,7 +16,7 @@ from pathlib import Path
 
 from esper.errors import InvalidConfig
 from esper.nissa.metrics import Metrics
-from esper.oona.broker import Broker
+from esper.oona.broker import Broker, BrokerOptions
 from esper.oona.connection import Address
 from esper.oona.jetstream import JetStreamBus
 from esper.rpc.server import Server
@@ -22,7 +26,10 @@ from esper.runtime.platform import Platform, trust_of
 from esper.runtime.services import BUILDERS
 from esper.runtime.warm import die_with_parent
 
+log = logging.getLogger(__name__)
+
 COMPONENTS = (*BUILDERS, "nissa")
+BROKER_CHECK_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,12 @@ class ServeOptions:
     peers: Mapping[str, str] = field(default_factory=dict)
     broker: str = ""
     metrics: str = ""
+
+    def __post_init__(self) -> None:
+        if _port_of(self.address) is None:
+            raise InvalidConfig(f"--address must be HOST:PORT, got {self.address!r}; port 0 takes a free one")
+        if self.workers < 1:
+            raise InvalidConfig(f"--workers must be >= 1, got {self.workers}")
 
 
 async def serve(options: ServeOptions, *, say: Callable[[str], None] = print) -> int:
@@ -68,7 +81,8 @@ async def serve(options: ServeOptions, *, say: Callable[[str], None] = print) ->
 async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Platform:
     token = home.make_token()
     roots = trust_of(home, options.components)
-    address = _broker(options, home, stack)
+    where = _where_it_was(home) if len(options.components) > 1 else {}
+    broker, address = _broker(options, home, stack, where.get("broker", 0))
     metrics = Metrics() if "nissa" in options.components else None
     bus = await JetStreamBus.connect(address, name=f"esper-{os.getpid()}")
     stack.push_async_callback(bus.close)
@@ -87,27 +101,64 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
     if options.metrics:
         stack.callback(_expose(options.metrics, metrics))
     platform.broker_url = address.url
+    if broker is not None:
+        platform.task("oona/broker", functools.partial(keep_broker, broker))
     for component in options.components:
         await (BUILDERS | {"nissa": build_nissa})[component](platform)
-    port = await platform.server.start(options.address)
+    host, _, asked = options.address.rpartition(":")
+    port = await platform.server.start(f"{host}:{int(asked) or where.get('address', 0)}")
     stack.push_async_callback(platform.server.stop, 2.0)
     stack.push_async_callback(platform.close)
-    platform.address = f"{options.address.rpartition(':')[0]}:{port}"
+    platform.address = f"{host}:{port}"
     platform.start_tasks()
     return platform
 
 
-def _broker(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Address:
-    """The broker named, or one of our own."""
+async def keep_broker(broker: Broker) -> None:
+    """Start our own broker again, on its port and store, when it has ended; the bus finds it there by itself."""
+    while True:
+        await asyncio.sleep(BROKER_CHECK_S)
+        if broker.pid is None:
+            log.warning("the broker has ended; it is started again on port %d", broker.port)
+            broker.restart()
+
+
+def _where_it_was(home: Home) -> dict[str, int]:
+    """Free ports that a runtime of this home had when it was killed: its trainers look for it there."""
+    try:
+        contact = json.loads(home.contact_file.read_text())
+        ports = {name: _port_of(contact[name]) for name in ("address", "broker")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: port for name, port in ports.items() if port and _free(port)}
+
+
+def _port_of(address: str) -> int | None:
+    host, _, port = address.rpartition(":")
+    return int(port) if host and port.isdecimal() and int(port) < 1 << 16 else None
+
+
+def _free(port: int) -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
+
+
+def _broker(options: ServeOptions, home: Home, stack: AsyncExitStack, port: int) -> tuple[Broker | None, Address]:
+    """One of our own, or the broker named, which is somebody else's to keep."""
     if options.broker:
         scheme, _, rest = options.broker.partition("://")
         token, _, host = rest.rpartition("@")
         if scheme != "nats" or not host:
             raise InvalidConfig(f"--broker must be nats://TOKEN@HOST:PORT, got {options.broker!r}")
-        return Address(f"nats://{host}", token=token or None)
+        return None, Address(f"nats://{host}", token=token or None)
     if len(options.components) == 1:
         raise InvalidConfig("a service alone needs a broker: --broker nats://TOKEN@HOST:PORT, as `esper up` prints it")
-    return stack.enter_context(Broker(home.folder("broker"), token=home.make_token())).address
+    broker = Broker(home.folder("broker"), token=home.make_token(), options=BrokerOptions(port=port))
+    stack.enter_context(broker)
+    return broker, broker.address
 
 
 def _expose(address: str, metrics: Metrics | None) -> Callable[[], None]:

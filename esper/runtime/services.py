@@ -59,6 +59,8 @@ WORKSHOP = {
     "evaluate": "esper.urabrask.job:evaluate_job",
     "isolation": "esper.urabrask.job:isolation_job",
 }
+# What each compilation would otherwise pay for, done once in the process that workers are forked from.
+WARM_UP = ("esper.tezzeret.job:warm_up", None)
 
 
 async def build_oona(platform: Platform) -> None:
@@ -104,7 +106,8 @@ async def build_karn(platform: Platform) -> None:
 async def _workshop(platform: Platform) -> None:
     """One pool for forge and evaluator: both want short jobs with torch loaded."""
     if "workshop" not in platform.pools:
-        await platform.pool("workshop", WORKSHOP)
+        pool = await platform.pool("workshop", WORKSHOP)
+        await pool.preload(*WARM_UP)
 
 
 async def build_tezzeret(platform: Platform) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import secrets
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,17 +70,24 @@ class TrainSpec:
 
 
 def read_spec(path: Path) -> TrainSpec:
-    """A spec that `write` saved."""
-    return spec_from(json.loads(path.read_text()), str(path))
+    """A spec that `write` saved. Raises InvalidConfig where the file is not one."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"{path} cannot be read as a run's spec: {error}") from error
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"{path} must hold keys and values, got {type(values).__name__}")
+    return spec_from(values, str(path))
 
 
 def spec_from(values: Mapping[str, Any], where: str) -> TrainSpec:
     """A spec from a mapping. Raises InvalidConfig for an unknown key, naming the nearest, or a wrong type."""
     known = {f.name: f for f in dataclasses.fields(TrainSpec)}
+    types = typing.get_type_hints(TrainSpec)
     for key, value in values.items():
-        refuse_unknown(key, known, where)
-        wanted = {"str": str, "int": int, "bool": bool}.get(str(known[key].type))
-        if wanted is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
+        refuse_unknown(str(key), known, where)
+        wanted = typing.get_origin(types[key]) or types[key]
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise InvalidConfig(f"{where}: {key} must be {wanted.__name__}, got {value!r}")
     if "task" not in values:
         raise InvalidConfig(f"{where}: no task; name one as 'module:callable'")

@@ -9,13 +9,13 @@ from esper.api.common.v1 import artifact_pb2, interface_pb2
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact.bundle import Artifact, verify
-from esper.artifact.folder import read_folder, write_folder
+from esper.artifact.folder import write_folder
 from esper.artifact.keys import TrustRoots
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.codec import write_graph
-from esper.errors import Corrupt, NotFound
+from esper.errors import NotFound
 from esper.karn.templates import TEMPLATES
-from esper.kasmina.cache import folder_of
+from esper.kasmina.cache import KernelCache, folder_of
 
 
 class Supply(Protocol):
@@ -73,6 +73,7 @@ class Stock:
         self.library = library
         self.folder = folder
         self.roots = roots
+        self._disk = KernelCache(folder, roots, _not_on_disk)
         self._ordered: set[bytes] = set()
         self._fetching: dict[str, asyncio.Lock] = {}
 
@@ -102,12 +103,15 @@ class Stock:
 
     async def _one(self, artifact_id: str) -> None:
         async with self._fetching.setdefault(artifact_id, asyncio.Lock()):
-            path = folder_of(self.folder, artifact_id)
             try:
-                verify(read_folder(path), self.roots)
+                self._disk.obtain(artifact_id)  # what is damaged there is put aside, and said
                 return
-            except (NotFound, Corrupt):
+            except NotFound:
                 manifest, files = await self.library.download_kernel(pb.DownloadKernelRequest(artifact_id=artifact_id))
             artifact = Artifact(manifest, files)
             verify(artifact, self.roots)
-            write_folder(artifact, path)
+            write_folder(artifact, folder_of(self.folder, artifact_id))
+
+
+def _not_on_disk(artifact_id: str) -> Artifact:
+    raise NotFound(f"kernel {artifact_id} is not on disk")

@@ -90,7 +90,7 @@ def run_session(spec: TrainSpec, task: Task, parts: Parts, session: Session, sto
             session.reports.goodbye(f"{type(error).__name__}: {error}")
         raise
     finally:
-        session.run.line.close()
+        session.close()
     session.run.spool.close()
 
 

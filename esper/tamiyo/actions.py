@@ -108,6 +108,9 @@ class Decided:
     candidates: tuple[Weighed, ...] = ()
     verdict: Judged | None = None
 
+    def __post_init__(self) -> None:
+        assert self.plan is not None or not self.orders, "nothing changes without a plan"
+
 
 def germinate(view: RunView, memory: Memory, policy: Policy, choices: Sequence[Choice], reason: str) -> Decided:
     """Assign the chosen kernels to free seeds of their sites and have them tried together."""

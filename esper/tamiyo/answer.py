@@ -9,7 +9,15 @@ from esper.api.simic.v1 import replay_pb2
 from esper.api.tamiyo.v1 import controller_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
 from esper.api.urza.v1 import library_pb2
-from esper.tamiyo.codec import interface_key, read_experience, read_option, read_packet, write_decision, write_report
+from esper.tamiyo.codec import (
+    interface_key,
+    is_promoted,
+    read_experience,
+    read_option,
+    read_packet,
+    write_decision,
+    write_report,
+)
 from esper.tamiyo.controller import decide
 from esper.tamiyo.memory import load
 from esper.tamiyo.view import Stock
@@ -29,11 +37,18 @@ class Controller:
         self.now = now
 
     async def answer(self, packet: state_pb2.SystemStatePacket) -> pb.DecideResponse:
-        """Decide. Raises InvalidConfig for an unknown policy, PreconditionFailed for a memory of another version."""
+        """Decide.
+
+        Raises InvalidConfig for an unknown policy, InvalidRequest for a packet that no run writes,
+        PreconditionFailed for a memory of another version.
+        """
         view, memory = read_packet(packet), load(packet.controller_state)
         interfaces = {interface_key(site.interface): site.interface for site in packet.sites}
         found = {key: await self.search(interface) for key, interface in interfaces.items()}
-        options = {key: [read_option(kernel) for kernel in kernels] for key, (kernels, _) in found.items()}
+        options = {
+            key: [read_option(kernel) for kernel in kernels if is_promoted(kernel, key)]
+            for key, (kernels, _) in found.items()
+        }
         stock = Stock(options, sum(being_made for _, being_made in found.values()))
         # What other runs learned is not part of a run that must be equal when it is run again.
         rows = [] if packet.deterministic else await self.summarise(view.task_name)

@@ -1,6 +1,7 @@
 """Tamiyo's messages <-> what its decisions read."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,6 +12,7 @@ from esper.api.simic.v1 import replay_pb2
 from esper.api.tamiyo.v1 import controller_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
 from esper.api.urza.v1 import library_pb2
+from esper.errors import InvalidConfig, InvalidRequest
 from esper.stats.paired import Paired
 from esper.stats.verdict import Rule
 from esper.tamiyo.actions import Act, Advance, Cull, Decided, Germinate, Insert, Judged, Order, Plan, Weighed
@@ -51,7 +53,8 @@ _HEALTH = frozenset(
         "gradient_variance",
     )
 )
-_STRATEGIES = {"residual": 1, "convex": 2, "gated": 3}
+_STRATEGIES = {"": 1, "residual": 1, "convex": 2, "gated": 3}
+_MAX_REASON = 2048  # characters of a command's reason
 
 
 def interface_key(message: interface_pb2.Interface) -> str:
@@ -62,7 +65,7 @@ def interface_key(message: interface_pb2.Interface) -> str:
 
 
 def read_packet(msg: state_pb2.SystemStatePacket) -> RunView:
-    """One decision point as values."""
+    """One decision point as values. Raises InvalidRequest for what no run writes, InvalidConfig for a setting."""
     trials = [result for result in msg.results if result.HasField("trial")]
     return RunView(
         run_id=msg.run_id,
@@ -94,7 +97,8 @@ def read_packet(msg: state_pb2.SystemStatePacket) -> RunView:
 
 
 def _read_site(msg: state_pb2.SiteState) -> SiteView:
-    health = {field.name: float(value) for field, value in msg.health.ListFields() if field.name in _HEALTH}
+    read = {field.name: float(value) for field, value in msg.health.ListFields() if field.name in _HEALTH}
+    health = {name: value for name, value in read.items() if math.isfinite(value)}  # NaN is no measurement
     return SiteView(
         name=msg.name,
         layer_kind=msg.layer_kind,
@@ -109,7 +113,7 @@ def _read_site(msg: state_pb2.SiteState) -> SiteView:
 def _read_seed(msg: telemetry_pb2.SeedStatus) -> SeedView:
     return SeedView(
         key=read_key(msg.seed),
-        state=seed_pb2.SeedState.Name(msg.state).removeprefix("SEED_STATE_"),
+        state=_read_state(msg.state, f"{msg.seed.site}/{msg.seed.slot}"),
         state_step=msg.state_step,
         artifact_id=msg.artifact_id,
         title=msg.title,
@@ -123,13 +127,23 @@ def _read_seed(msg: telemetry_pb2.SeedStatus) -> SeedView:
     )
 
 
+def _read_state(number: int, seed: str) -> str:
+    if number not in seed_pb2.SeedState.values() or number == seed_pb2.SEED_STATE_UNSPECIFIED:
+        raise InvalidRequest(
+            f"seed {seed} is in state {number}, which does not exist", {"state.seeds": "unknown state"}
+        )
+    return seed_pb2.SeedState.Name(seed_pb2.SeedState.ValueType(number)).removeprefix("SEED_STATE_")
+
+
 def read_key(msg: seed_pb2.SeedRef) -> SeedKey:
     return SeedKey(msg.site, msg.slot)
 
 
 def parse_key(text: str) -> SeedKey:
-    """A seed written as "<site>/<slot>"."""
+    """A seed written as "<site>/<slot>". Raises InvalidRequest for anything else."""
     site, _, slot = text.rpartition("/")
+    if not site or not slot.isdecimal():
+        raise InvalidRequest(f"{text!r} is no seed; one is written <site>/<slot>")
     return SeedKey(site, int(slot))
 
 
@@ -155,7 +169,11 @@ def _read_measure(msg: nursery_pb2.JobResult) -> MeasureView | None:
     kind, _, rest = msg.measure.label.partition(":")
     paired = _read_paired(msg.measure.paired) if msg.measure.HasField("paired") else None
     if kind == "verdict":
-        seed, number, control = rest.rsplit(":", 2)
+        seed, number, control = (["", "", *rest.rsplit(":", 2)])[-3:]
+        if not number.isdecimal() or control not in _CONTROLS:
+            raise InvalidRequest(
+                f"{msg.measure.label!r} is no verdict; one is labelled verdict:<site>/<slot>:<round>:<twin or ablation>"
+            )
         return MeasureView("verdict", parse_key(seed), int(number), control, paired, failure=msg.failure.message)
     if kind == "probe":
         probe_id, _, seed = rest.partition(":")
@@ -178,6 +196,9 @@ def _read_limits(msg: state_pb2.Budget) -> Limits:
 
 
 def _read_scheme(msg: state_pb2.GrowthSettings) -> Scheme:
+    if msg.strategy not in _STRATEGIES:
+        known = ", ".join(filter(None, _STRATEGIES))
+        raise InvalidConfig(f"no graft strategy {msg.strategy!r}; there are {known}")
     return Scheme(
         policy=msg.policy,
         first_event_step=msg.first_event_step,
@@ -189,10 +210,16 @@ def _read_scheme(msg: state_pb2.GrowthSettings) -> Scheme:
         candidates_per_site=msg.candidates_per_site,
         probe_every_steps=msg.probe_every_steps,
         decision_every_steps=msg.decision_every_steps,
-        strategy=_STRATEGIES.get(msg.strategy, 1),
+        strategy=_STRATEGIES[msg.strategy],
         ignore_end_of_run=msg.ignore_end_of_run,
         rule=Rule(min_gain=msg.min_gain, min_standard_errors=msg.min_standard_errors),
     )
+
+
+def is_promoted(kernel: library_pb2.Kernel, interface: str) -> bool:
+    """Whether the evaluation let a kernel be used at all, and it was made for this interface."""
+    fits = kernel.HasField("interface") and interface_key(kernel.interface) == interface
+    return fits and kernel.status == library_pb2.KERNEL_STATUS_VALIDATED
 
 
 def read_option(kernel: library_pb2.Kernel) -> Option:
@@ -202,7 +229,6 @@ def read_option(kernel: library_pb2.Kernel) -> Option:
         title=kernel.title,
         family=kernel.family,
         parameter_count=kernel.parameter_count,
-        flops_per_position=kernel.forward_flops_per_position,
         forward_us=kernel.forward_us_p50,
         peak_bytes=kernel.peak_bytes,
     )
@@ -216,10 +242,8 @@ def read_experience(msg: replay_pb2.Summary) -> Experience:
         title=msg.title,
         tried=msg.tried,
         mean_isolated_gain=msg.mean_isolated_gain,
-        isolated_gain_variance=msg.isolated_gain_variance,
         judged=msg.judged,
         mean_gain=msg.mean_gain,
-        gain_variance=msg.gain_variance,
     )
 
 
@@ -243,16 +267,14 @@ def write_decision(decided: Decided, view: RunView, number: int, time: Timestamp
         candidates=[_write_weighed(weighed, view.run_id) for weighed in decided.candidates],
         time=time,
     )
-    if decided.plan is not None or commands:
+    if decided.plan is not None:
         decision.plan.CopyFrom(_write_plan(decided.plan, commands))
     if decided.verdict is not None:
         decision.verdict.CopyFrom(_write_verdict(decided.verdict, view.run_id))
     return decision
 
 
-def _write_plan(plan: Plan | None, commands: Iterable[control_pb2.ControlCommand]) -> pb.Plan:
-    if plan is None:
-        return pb.Plan(commands=commands)
+def _write_plan(plan: Plan, commands: Iterable[control_pb2.ControlCommand]) -> pb.Plan:
     return pb.Plan(
         steps=plan.steps,
         preconditions=plan.preconditions,
@@ -268,7 +290,7 @@ def _write_command(
     order: Order, reason: str, view: RunView, decision_id: str, command_id: str
 ) -> control_pb2.ControlCommand:
     command = control_pb2.ControlCommand(
-        command_id=command_id, run_id=view.run_id, issuer="tamiyo", decision_id=decision_id, reason=reason
+        command_id=command_id, run_id=view.run_id, issuer="tamiyo", decision_id=decision_id, reason=reason[:_MAX_REASON]
     )
     if isinstance(order, Germinate):
         command.germinate.CopyFrom(_write_germinate(order, view))

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from esper.tamiyo import actions
 from esper.tamiyo.actions import Act, Decided
 from esper.tamiyo.ends import Ended, collect_ends
-from esper.tamiyo.masks import free_seeds, may_begin, may_carry, wait_for_stock
+from esper.tamiyo.masks import MAX_CANDIDATES, affordable, free_seeds, may_begin, may_carry, wait_for_stock
 from esper.tamiyo.memory import Memory
 from esper.tamiyo.policies import policy_named
-from esper.tamiyo.policy import Offer, Policy, Situation
+from esper.tamiyo.policy import Choice, Offer, Policy, Situation
 from esper.tamiyo.trials import act_on_trials
 from esper.tamiyo.verdicts import act_on_verdicts
 from esper.tamiyo.view import Experience, Option, RunView, Stock
@@ -35,6 +35,8 @@ def decide(view: RunView, stock: Stock, experience: Sequence[Experience], memory
     """Decide. `stock` is what the library has for this run's sites; `memory` is consumed and returned."""
     policy = policy_named(view.scheme.policy)
     memory.losses = [*memory.losses, (view.step, view.train_loss)][-_REMEMBERED_LOSSES:]
+    if not memory.host_step_flops and view.step:
+        memory.host_step_flops = view.train_flops / view.step
     ended = collect_ends(view, memory)
     decisions = actions.note_rollbacks(view)
     decisions += act_on_trials(view, memory, policy)
@@ -52,7 +54,8 @@ def _begin(
     policy: Policy,
 ) -> Decided:
     """Begin a growth event, or say why not."""
-    allowed, why = may_begin(view, memory)
+    nursery_steps = view.scheme.nursery_steps if policy.uses_nursery else 0
+    allowed, why = may_begin(view, memory, nursery_steps)
     if not allowed:
         return Decided(Act.NONE, why)
     waiting, why = wait_for_stock(view, stock)
@@ -64,27 +67,66 @@ def _begin(
     now, reason = policy.timing(situation)
     if not now:
         return Decided(Act.NONE, reason)
-    room = {site.name: _room(view, len(free_seeds(view, site))) for site in view.sites}
-    choices = [c for c in policy.choose(situation, room) if room[c.offer.site.name] > 0]
+    room = _room(view)
+    most = min(MAX_CANDIDATES, affordable(view, memory, nursery_steps))
+    choices = _in_bounds(policy.choose(situation, room), offers, room, most, memory.turn)
     if not choices:
         return Decided(
             Act.NONE, f"{reason}, but there is nothing to try: {refused or 'the policy takes none of the offers'}"
         )
+    if policy.uses_nursery and (why := _does_not_pay(view, choices)):
+        return Decided(Act.NONE, why)
     return actions.germinate(view, memory, policy, choices, reason)
+
+
+def _in_bounds(
+    choices: Sequence[Choice], offers: Sequence[Offer], room: Mapping[str, int], most: int, turn: int
+) -> list[Choice]:
+    """The policy's choices that are among the offers, within the room of their sites, and `most` in all.
+
+    Where there are too many, every site keeps its first ones; which sites do without takes turns.
+    """
+    known = {(o.site.name, o.option.artifact_id) for o in offers}
+    by_site: dict[str, list[Choice]] = {}
+    for choice in choices:
+        identity = choice.offer.site.name, choice.offer.option.artifact_id
+        taken = by_site.setdefault(identity[0], [])
+        if identity in known and len(taken) < room[identity[0]]:
+            known.discard(identity)
+            taken.append(choice)
+    if sum(map(len, by_site.values())) > most:
+        first = turn % len(by_site)
+        sites = [*by_site.values()][first:] + [*by_site.values()][:first]
+        ranks = max(map(len, sites))
+        kept = [site[rank] for rank in range(ranks) for site in sites if rank < len(site)][:most]
+        return [c for c in choices if any(c is k for k in kept)]
+    return [choice for site in by_site.values() for choice in site]
+
+
+def _does_not_pay(view: RunView, choices: Sequence[Choice]) -> str:
+    """Why an event is not worth its cost; "" where something unknown is among the choices, or a gain expected."""
+    expected = [c.expected_reward + (c.exploration_bonus or 0.0) for c in choices if c.expected_reward is not None]
+    least = view.scheme.rule.min_gain
+    if len(expected) < len(choices) or max(expected) > least:
+        return ""
+    return (
+        f"the best expected gain is {max(expected):+.2%}; a gain of {least:.1%} or less is not kept, so no event pays"
+    )
 
 
 def _offers(view: RunView, options: Mapping[str, Sequence[Option]], memory: Memory) -> tuple[list[Offer], str]:
     """What may be tried, and why the first thing that may not may not."""
     offers, refused = [], ""
     for site in view.sites:
-        found = options.get(site.interface_key, ())
+        # the library answers in any order; decisions must not depend on it
+        found = sorted(options.get(site.interface_key, ()), key=lambda option: option.artifact_id)
         if not found:
             refused = refused or f"the library has no promoted kernel for {site.name} ({site.interface_key}) yet"
         if not free_seeds(view, site):
             refused = refused or f"{site.name} has no free seed"
             continue
         for option in found:
-            fits, why = may_carry(view, memory, site, option)
+            fits, why = may_carry(view, memory, site, option, options)
             if fits:
                 offers.append(Offer(site, option))
             else:
@@ -92,6 +134,8 @@ def _offers(view: RunView, options: Mapping[str, Sequence[Option]], memory: Memo
     return offers, refused
 
 
-def _room(view: RunView, free: int) -> int:
+def _room(view: RunView) -> dict[str, int]:
+    """How many kernels may be tried at each site."""
+    free = {site.name: len(free_seeds(view, site)) for site in view.sites}
     wanted = view.scheme.candidates_per_site
-    return min(free, wanted) if wanted else free
+    return {name: min(count, wanted) if wanted else count for name, count in free.items()}

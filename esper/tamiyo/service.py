@@ -25,13 +25,15 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
         self.decisions = decisions
 
     async def Decide(self, request: pb.DecideRequest, context: Context) -> pb.DecideResponse:
-        return await self.controller.answer(request.state)
+        response = await self.controller.answer(request.state)
+        response.header.CopyFrom(self._header())
+        return response
 
     async def GetDecision(self, request: pb.GetDecisionRequest, context: Context) -> pb.GetDecisionResponse:
         decision = self.decisions.get(request.decision_id)
         if decision is None:
             raise NotFound(f"no decision {request.decision_id!r}; ids are <run>/<decision point>/<number>")
-        return pb.GetDecisionResponse(decision=decision)
+        return pb.GetDecisionResponse(header=self._header(), decision=decision)
 
     async def ListDecisions(self, request: pb.ListDecisionsRequest, context: Context) -> pb.ListDecisionsResponse:
         where: dict[str, Any] = {"run_id": request.run_id}
@@ -40,10 +42,12 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
         of = paging.identity("ListDecisions", request.run_id, request.only_changes)
         before = int(paging.read_token(request.page, of) or 0)
         size = paging.size_of(request.page)
-        rows = self.decisions.list(where, before=before, limit=size, newest_first=True)
-        token = paging.write_token(str(rows[-1][0]), of) if len(rows) == size else ""
+        rows = self.decisions.list(where, before=before, limit=size + 1, newest_first=True)
+        token = paging.write_token(str(rows[size - 1][0]), of) if len(rows) > size else ""
         return pb.ListDecisionsResponse(
-            decisions=[decision for _, decision in rows], page=resource_pb2.PageReply(next_token=token)
+            header=self._header(),
+            decisions=[decision for _, decision in rows[:size]],
+            page=resource_pb2.PageReply(next_token=token),
         )
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
@@ -51,7 +55,10 @@ class ControllerServicer(pb_grpc.ControllerServiceServicer):
             pb.PolicyInfo(name=p.name, description=p.description, uses_nursery=p.uses_nursery)
             for p in POLICIES.values()
         ]
-        return pb.ListPoliciesResponse(policies=policies)
+        return pb.ListPoliciesResponse(header=self._header(), policies=policies)
+
+    def _header(self) -> resource_pb2.ReplyHeader:
+        return resource_pb2.ReplyHeader(revision=self.decisions.last_position)
 
 
 def decision_log(path: Path) -> RecordLog[pb.Decision]:

@@ -1,19 +1,25 @@
 """Act on what the nursery found: insert the best, cull what showed nothing, cancel the rest."""
 
 import statistics
+from collections.abc import Mapping, Sequence
 
 from esper.stats.verdict import judge
 from esper.tamiyo.actions import Act, Cancel, Cull, Decided, Insert, Order, Plan, Weighed
+from esper.tamiyo.masks import cooldown_steps, event_flops, may_insert
 from esper.tamiyo.memory import Memory
 from esper.tamiyo.policy import Policy
-from esper.tamiyo.view import CurveView, RunView, SeedView, TrialView
+from esper.tamiyo.view import CurveView, RunView, SeedKey, SeedView, TrialView
 
 
 def act_on_trials(view: RunView, memory: Memory, policy: Policy) -> list[Decided]:
     """One decision per trial that came back; for policies without a nursery, one per event whose kernels are loaded."""
     if not policy.uses_nursery:
-        return _insert_untried(view, policy)
-    return [_act(view, memory, trial) for trial in view.trials]
+        return _insert_untried(view, memory, policy)
+    decided: list[Decided] = []
+    for trial in {trial.event_id: trial for trial in view.trials}.values():
+        entered = any(isinstance(order, Insert) for d in decided for order, _ in d.orders)
+        decided.append(_act(view, memory, trial, entered))
+    return decided
 
 
 def gain_of(curve: CurveView) -> float:
@@ -23,39 +29,66 @@ def gain_of(curve: CurveView) -> float:
     return mean if mean == mean else float("-inf")
 
 
-def _act(view: RunView, memory: Memory, trial: TrialView) -> Decided:
+def _act(view: RunView, memory: Memory, trial: TrialView, entered: bool) -> Decided:
+    """`entered`: a graft of another trial enters the host at this decision point."""
     seeds = {seed.key: seed for seed in view.in_states("TRAINING") if seed.event_id == trial.event_id}
+    if not seeds:
+        return Decided(Act.NONE, f"the trial of {trial.event_id} came back, and none of its seeds is TRAINING any more")
     if trial.failure:
         why = f"the trial of {trial.event_id} failed: {trial.failure}"
         memory.fruitless_events += 1
-        return Decided(Act.REMOVE_SEED, why, tuple((Cull(key, False), why) for key in seeds), _give_up())
+        return Decided(Act.REMOVE_SEED, why, tuple((Cull(key, False), why) for key in seeds), _give_up(view, memory))
     for curve in trial.curves:
-        _remember(memory, curve)
-    ranked = sorted((c for c in trial.curves if c.seed in seeds), key=lambda c: (-gain_of(c), c.seed))
+        _remember(memory, curve, trial.event_id)
+    ranked = sorted(_curves(trial, seeds), key=lambda c: (-gain_of(c), c.seed))
     useful = [c for c in ranked if _useful(view, c)[0]]
-    best = useful[0] if useful and not view.paused else None
+    best, held = _enters(view, useful, seeds, entered)
     orders: list[tuple[Order, str]] = []
     weighed = []
     for curve in ranked:
         seed = seeds[curve.seed]
-        keep, why = _useful(view, curve)
-        order, reason = _fate(view, trial, curve, keep, why, best, seed)
+        order, reason = _fate(view, trial, curve, best, held, seed)
         orders.append((order, reason))
         gain = gain_of(curve) if curve.points and not curve.failure else None
         weighed.append(Weighed(curve.seed, seed.artifact_id, seed.title, reason, curve is best, isolated_gain=gain))
     # grafts leave before one enters, so that the order of commands never breaks a limit
     orders.sort(key=lambda pair: isinstance(pair[0], Insert))
-    return _decision(view, memory, trial, best, seeds.get(best.seed) if best else None, orders, weighed)
+    if best is not None:
+        return _insertion(view, memory, trial, best, seeds[best.seed], orders, weighed)
+    return _no_insertion(view, memory, trial, held, orders, weighed)
+
+
+def _curves(trial: TrialView, seeds: Mapping[SeedKey, SeedView]) -> list[CurveView]:
+    """One curve per seed of the event; a seed the nursery says nothing of was never read."""
+    told = {curve.seed: curve for curve in trial.curves if curve.seed in seeds}
+    return [told.get(key) or CurveView(key, ()) for key in seeds]
+
+
+def _enters(
+    view: RunView, useful: Sequence[CurveView], seeds: Mapping[SeedKey, SeedView], entered: bool
+) -> tuple[CurveView | None, str]:
+    """The best that a mask lets into the host, or why none of those that gained may."""
+    held = "another graft enters the host now" if entered else ""
+    for curve in useful if not entered else ():
+        allowed, why = may_insert(view, seeds[curve.seed])
+        if allowed:
+            return curve, ""
+        held = held or why
+    return None, held if useful else ""
 
 
 def _fate(
-    view: RunView, trial: TrialView, curve: CurveView, useful: bool, why: str, best: CurveView | None, seed: SeedView
+    view: RunView, trial: TrialView, curve: CurveView, best: CurveView | None, held: str, seed: SeedView
 ) -> tuple[Order, str]:
+    useful, why = _useful(view, curve)
     if best is not None and curve is best:
         return Insert(curve.seed, trial.event_id, view.scheme.ramp_steps), f"best isolated gain: {why}"
     if not useful:
         return Cull(curve.seed, False), f"{seed.title} shows no use here: {why}"
-    better = f"{best.seed} gained {gain_of(best):+.2%}" if best is not None else "growth is paused"
+    if best is None:
+        return Cancel(curve.seed), f"{why}; {held}"
+    ahead = gain_of(best) >= gain_of(curve)
+    better = f"{best.seed} gained {gain_of(best):+.2%}" if ahead else may_insert(view, seed)[1]
     return Cancel(curve.seed), f"{why}; {better}"
 
 
@@ -69,19 +102,32 @@ def _useful(view: RunView, curve: CurveView) -> tuple[bool, str]:
     return kept and gain_of(curve) > 0, f"after {step} nursery steps{note}, {why}"
 
 
-def _decision(
+def _no_insertion(
     view: RunView,
     memory: Memory,
     trial: TrialView,
-    best: CurveView | None,
-    seed: SeedView | None,
+    held: str,
     orders: list[tuple[Order, str]],
     weighed: list[Weighed],
 ) -> Decided:
-    if best is None or seed is None:
+    """Nothing gained, which makes the event fruitless, or what gained may not enter, which does not."""
+    if held:
+        reason = f"{trial.event_id}: no candidate may enter the host: {held}"
+    else:
         memory.fruitless_events += 1
         reason = f"{trial.event_id}: none of {len(weighed)} candidates showed a gain"
-        return Decided(Act.REMOVE_SEED, reason, tuple(orders), _give_up(), 0.8, 0.2, tuple(weighed))
+    return Decided(Act.REMOVE_SEED, reason, tuple(orders), _give_up(view, memory), 0.8, 0.2, tuple(weighed))
+
+
+def _insertion(
+    view: RunView,
+    memory: Memory,
+    trial: TrialView,
+    best: CurveView,
+    seed: SeedView,
+    orders: list[tuple[Order, str]],
+    weighed: list[Weighed],
+) -> Decided:
     gain = gain_of(best)
     reason = f"{trial.event_id}: {seed.title} at {best.seed} has the best isolated gain of {len(weighed)}, {gain:+.2%}"
     plan = Plan(
@@ -94,7 +140,8 @@ def _decision(
         preconditions=("no other graft is on trial", "the seed is TRAINING"),
         undo="cull it: the run goes on from the twin",
         parameters=seed.parameter_count,
-        cooldown_steps=view.scheme.event_spacing_steps,
+        flops=event_flops(view, memory, 0, 0),
+        cooldown_steps=cooldown_steps(view, memory),
     )
     return Decided(Act.MODIFY, reason, tuple(orders), plan, _confidence(best), 0.5, tuple(weighed))
 
@@ -104,27 +151,37 @@ def _confidence(curve: CurveView) -> float:
     return statistics.NormalDist().cdf(max(-8.0, min(8.0, curve.points[-1][1].standard_errors)))
 
 
-def _remember(memory: Memory, curve: CurveView) -> None:
+def _remember(memory: Memory, curve: CurveView, event_id: str) -> None:
     tracked = memory.find(curve.seed)
-    if tracked is not None:
+    if tracked is not None and tracked.event_id == event_id:
         tracked.isolated_steps = [step for step, _ in curve.points]
         tracked.isolated_gains = [paired.gain for _, paired in curve.points]
 
 
-def _give_up() -> Plan:
-    return Plan(steps=("cull the candidates",), preconditions=("none is in the host",), undo="germinate them again")
+def _give_up(view: RunView, memory: Memory) -> Plan:
+    return Plan(
+        steps=("give up the candidates",),
+        preconditions=("none is in the host",),
+        undo="germinate them again",
+        cooldown_steps=cooldown_steps(view, memory),
+    )
 
 
-def _insert_untried(view: RunView, policy: Policy) -> list[Decided]:
+def _insert_untried(view: RunView, memory: Memory, policy: Policy) -> list[Decided]:
     """A policy without a nursery inserts what it chose as soon as the kernel is loaded."""
-    if view.live:
+    seed = next(iter(view.in_states("TRAINING")), None)
+    if seed is None or view.live:
         return []
-    return [
-        Decided(
-            Act.MODIFY,
-            f"policy {policy.name} inserts {seed.title} at {seed.key} without a trial",
-            ((Insert(seed.key, seed.event_id, view.scheme.ramp_steps), f"chosen by {policy.name}, not tried"),),
-            Plan(steps=(f"insert {seed.title}",), preconditions=("the seed is TRAINING",), undo="cull it"),
-        )
-        for seed in view.in_states("TRAINING")[:1]
-    ]
+    allowed, why = may_insert(view, seed)
+    if not allowed:
+        return [Decided(Act.NONE, f"{seed.title} at {seed.key} waits: {why}")]
+    plan = Plan(
+        steps=(f"insert {seed.title}",),
+        preconditions=("the seed is TRAINING", "no other graft is on trial"),
+        undo="cull it",
+        parameters=seed.parameter_count,
+        cooldown_steps=cooldown_steps(view, memory),
+    )
+    order = Insert(seed.key, seed.event_id, view.scheme.ramp_steps)
+    reason = f"policy {policy.name} inserts {seed.title} at {seed.key} without a trial"
+    return [Decided(Act.MODIFY, reason, ((order, f"chosen by {policy.name}, not tried"),), plan)]

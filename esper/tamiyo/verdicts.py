@@ -1,11 +1,13 @@
 """Act on verdicts: a graft that beats its control stays, anything else goes back to the twin."""
 
+from dataclasses import replace
+
 from esper.stats.verdict import Rule, judge, nominal_false_keep_rate
 from esper.tamiyo.actions import Act, Advance, Cull, Decided, Judged, Plan
-from esper.tamiyo.masks import mask_key
+from esper.tamiyo.masks import cooldown_steps, mask_key
 from esper.tamiyo.memory import Memory
 from esper.tamiyo.policy import Policy
-from esper.tamiyo.view import MeasureView, RunView, SeedView
+from esper.tamiyo.view import MeasureView, RunView, SeedKey, SeedView
 
 ROUNDS = 2
 # A host has co-adapted with its graft, so switching it off flatters it: ablation must show this much.
@@ -13,24 +15,40 @@ ABLATION_MIN_GAIN = 0.05
 
 
 def act_on_verdicts(view: RunView, memory: Memory, policy: Policy) -> list[Decided]:
-    """One decision per verdict that can be reached now."""
+    """One decision per verdict that can be reached now; of a seed with several, in the order of their rounds."""
     if not policy.uses_nursery:
-        return _keep_unjudged(view, policy)
+        return _keep_unjudged(view, memory, policy)
+    states: dict[SeedKey, SeedView | None] = {seed.key: seed for seed in view.live}
+    memory.passed = {life: passed for life, passed in memory.passed.items() if life in map(_life, view.live)}
     decided = []
-    for measured in view.measures:
-        seed = view.seed(measured.seed) if measured.kind == "verdict" else None
-        if seed is not None and seed in view.live:
-            decided.append(_judge(view, memory, measured, seed))
+    for measured in sorted((m for m in view.measures if m.kind == "verdict"), key=lambda m: m.round):
+        seed = states.get(measured.seed)
+        if seed is None:
+            continue
+        decision = _judge(view, memory, measured, seed)
+        decided.append(decision)
+        states[seed.key] = _after(seed, decision)
     return decided
 
 
+def _after(seed: SeedView, decided: Decided) -> SeedView | None:
+    """The seed as it is once the orders are carried out; None: no longer on trial."""
+    for order, _ in decided.orders:
+        if not isinstance(order, Advance) or order.to == "FOSSILIZED":
+            return None
+        seed = replace(seed, state=order.to)
+    return seed
+
+
 def _judge(view: RunView, memory: Memory, measured: MeasureView, seed: SeedView) -> Decided:
+    if seed.state not in ("EVALUATING", "FINE_TUNING"):
+        return Decided(Act.NONE, f"verdict {measured.round} on {seed.key} is not acted on: the seed is {seed.state}")
     rule = view.scheme.rule
     if measured.control == "ablation":
         rule = Rule(min_gain=max(rule.min_gain, ABLATION_MIN_GAIN), min_standard_errors=rule.min_standard_errors)
     if measured.paired is None:
         why = f"the verdict on {seed.key} could not be measured: {measured.failure}"
-        return Decided(Act.REMOVE_SEED, why, ((Cull(seed.key, True), why),), _removal(seed), 0.5, 0.8)
+        return Decided(Act.REMOVE_SEED, why, ((Cull(seed.key, True), why),), _removal(view, memory, seed), 0.5, 0.8)
     keep, numbers = judge(measured.paired, rule)
     confounded = len(view.live) > 1
     reason = f"verdict {measured.round} on {seed.title} at {seed.key} against its {measured.control}: {numbers}"
@@ -45,29 +63,39 @@ def _judge(view: RunView, memory: Memory, measured: MeasureView, seed: SeedView)
         confounded,
     )
     _remember(memory, measured, confounded)
-    if not keep:
-        memory.masked[mask_key(seed.key.site, seed.artifact_id)] = view.step + 2 * view.scheme.event_spacing_steps
-        memory.fruitless_events += 1
-        return Decided(
-            Act.REMOVE_SEED, reason, ((Cull(seed.key, True), reason),), _removal(seed), 0.9, 0.8, verdict=verdict
-        )
-    return _stay(memory, measured, seed, reason, verdict)
+    if keep:
+        return _stay(view, memory, seed, verdict)
+    memory.masked[mask_key(seed.key.site, seed.artifact_id)] = view.step + 2 * view.scheme.event_spacing_steps
+    memory.fruitless_events += 1
+    plan = _removal(view, memory, seed)
+    return Decided(Act.REMOVE_SEED, reason, ((Cull(seed.key, True), reason),), plan, 0.9, 0.8, verdict=verdict)
 
 
-def _stay(memory: Memory, measured: MeasureView, seed: SeedView, reason: str, verdict: Judged) -> Decided:
-    """First verdict: fine-tuning. Second: a fossil. A second that overtakes the first moves the seed one state only."""
-    last = measured.round >= ROUNDS and seed.state == "FINE_TUNING"
-    to = "FOSSILIZED" if last else "FINE_TUNING"
-    if last:
+def _stay(view: RunView, memory: Memory, seed: SeedView, verdict: Judged) -> Decided:
+    """A round passed: fine-tuning. All rounds passed, in whatever order they came: a fossil."""
+    passed = memory.passed.setdefault(_life(seed), [])
+    if verdict.round not in passed:
+        passed.append(verdict.round)
+    path = ["FINE_TUNING"] if seed.state == "EVALUATING" else []
+    if len(passed) >= ROUNDS:
+        path.append("FOSSILIZED")
         memory.fruitless_events = 0
-    memory.verdicts[str(seed.key)] = measured.round
+    if not path:
+        return Decided(Act.NONE, f"{verdict.reason}; round {verdict.round} was passed before", verdict=verdict)
     plan = Plan(
-        steps=(f"{seed.key} becomes {to}",),
+        steps=tuple(f"{seed.key} becomes {to}" for to in path),
         preconditions=(f"the seed is {seed.state}",),
         undo="a late cull, or Emrakul's removal, takes a fossil kept as a branch out again",
         parameters=seed.parameter_count,
+        cooldown_steps=cooldown_steps(view, memory),
     )
-    return Decided(Act.MODIFY, reason, ((Advance(seed.key, to), reason),), plan, 0.9, 0.3, verdict=verdict)
+    orders = tuple((Advance(seed.key, to), verdict.reason) for to in path)
+    return Decided(Act.MODIFY, verdict.reason, orders, plan, 0.9, 0.3, verdict=verdict)
+
+
+def _life(seed: SeedView) -> str:
+    """Names a seed from one germination to its end."""
+    return f"{seed.key} {seed.event_id}"
 
 
 def _remember(memory: Memory, measured: MeasureView, confounded: bool) -> None:
@@ -79,20 +107,28 @@ def _remember(memory: Memory, measured: MeasureView, confounded: bool) -> None:
         tracked.confounded = confounded
 
 
-def _removal(seed: SeedView) -> Plan:
+def _removal(view: RunView, memory: Memory, seed: SeedView) -> Plan:
     return Plan(
         steps=(f"cull {seed.key}", "go on from the twin where its state is at hand"),
         preconditions=("the seed is on trial in the host",),
         undo="none: the twin's state replaces the run's",
+        cooldown_steps=cooldown_steps(view, memory),
     )
 
 
-def _keep_unjudged(view: RunView, policy: Policy) -> list[Decided]:
+def _keep_unjudged(view: RunView, memory: Memory, policy: Policy) -> list[Decided]:
     """A policy without verdicts keeps what it inserted."""
     decided = []
     for seed in view.live:
         to = {"EVALUATING": "FINE_TUNING", "FINE_TUNING": "FOSSILIZED"}.get(seed.state)
         if to is not None:
             reason = f"policy {policy.name} keeps what it inserts, without a verdict"
-            decided.append(Decided(Act.MODIFY, reason, ((Advance(seed.key, to), reason),)))
+            plan = Plan(
+                steps=(f"{seed.key} becomes {to}",),
+                preconditions=(f"the seed is {seed.state}",),
+                undo="a late cull takes a fossil kept as a branch out again",
+                parameters=seed.parameter_count,
+                cooldown_steps=cooldown_steps(view, memory),
+            )
+            decided.append(Decided(Act.MODIFY, reason, ((Advance(seed.key, to), reason),), plan))
     return decided

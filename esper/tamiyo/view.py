@@ -171,7 +171,6 @@ class Option:
     title: str
     family: str
     parameter_count: int
-    flops_per_position: int = 0
     forward_us: float = 0.0
     peak_bytes: int = 0
 
@@ -194,7 +193,5 @@ class Experience:
     title: str
     tried: int = 0
     mean_isolated_gain: float = 0.0
-    isolated_gain_variance: float = 0.0
     judged: int = 0
     mean_gain: float = 0.0
-    gain_variance: float = 0.0

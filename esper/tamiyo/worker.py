@@ -66,11 +66,21 @@ class ControllerWorker:
         await self._send(packet, response, cause)
 
     async def _decide(self, packet: state_pb2.SystemStatePacket) -> controller_pb2.DecideResponse:
-        response = await self.controller.answer(packet)
+        response = await self.controller.answer(self._with_latest_memory(packet))
         self.answers.append(response)
         for decision in response.decisions:
             self.decisions.append(decision)
         return response
+
+    def _with_latest_memory(self, packet: state_pb2.SystemStatePacket) -> state_pb2.SystemStatePacket:
+        """The packet with the memory of the decision point before it, which a fast run may not have had back yet."""
+        before = self.answers.get(f"{packet.run_id}/{packet.sequence - 1}")
+        if before is None or before.controller_state == packet.controller_state:
+            return packet
+        latest = state_pb2.SystemStatePacket()
+        latest.CopyFrom(packet)
+        latest.controller_state = before.controller_state
+        return latest
 
     async def _send(
         self, packet: state_pb2.SystemStatePacket, response: controller_pb2.DecideResponse, cause: Envelope

@@ -48,11 +48,12 @@ class Adaptation:
     rounds: list[Round]
     twin_job: str
     host: list[seed_pb2.Graft]  # the host's grafts at insertion, which are the twin's
+    before: training_pb2.SnapshotReference  # the host then, which a run that is resumed may have to go back to
     twin: dict[int, training_pb2.SnapshotReference] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
         arms = [arm.snapshot.path for number in self.rounds for arm in number.arms.values()]
-        return [Path(path) for path in [*arms, *(ref.path for ref in self.twin.values())]]
+        return [Path(path) for path in [self.before.path, *arms, *(ref.path for ref in self.twin.values())]]
 
 
 @dataclass(slots=True)
@@ -84,10 +85,11 @@ class Adaptations:
     def _submit_trial(self, event: Event, ready: list[SeedId]) -> str:
         """Returns the job's id; "" where there is no room for it yet."""
         run, settings = self.run, self.run.settings
+        task = run.task_message()
         snapshot = run.save_if_room(f"trial-{event.event_id}", model_only=False, without="its trial waits")
         if snapshot is None:
             return ""
-        point = nursery_pb2.RunPoint(task=run.task_message(), snapshot=snapshot, grafts=run.graft_messages())
+        point = nursery_pb2.RunPoint(task=task, snapshot=snapshot, grafts=run.graft_messages())
         keep = settings.keep_candidates or (len(ready) + 1) // 2
         trial = nursery_pb2.Trial(
             point=point,
@@ -122,12 +124,14 @@ class Adaptations:
         saves = sorted({*(s for r in rounds for s in r.steps), *(s for s in decisions if s >= first)})
         twin = nursery_pb2.Twin(point=point, save_steps=saves)
         job_id = run.submit(nursery_pb2.Job(twin=twin), second, [Path(point.snapshot.path)])
-        self.grafts[seed] = Adaptation(seed, run.step, rounds, job_id, list(point.grafts))
+        run.spool.hold(Path(point.snapshot.path))
+        self.grafts[seed] = Adaptation(seed, run.step, rounds, job_id, list(point.grafts), point.snapshot)
 
     def point_before(self, seed: SeedId) -> nursery_pb2.RunPoint:
         """The host before an insertion."""
+        task = self.run.task_message()
         snapshot = self.run.save(f"before-{seed.site}-{seed.slot}", model_only=False)
-        return nursery_pb2.RunPoint(task=self.run.task_message(), snapshot=snapshot, grafts=self.run.graft_messages())
+        return nursery_pb2.RunPoint(task=task, snapshot=snapshot, grafts=self.run.graft_messages())
 
     def on_step(self) -> None:
         """Capture the run for the verdicts that want this step."""

@@ -14,7 +14,7 @@ from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.commands import Commands
 from esper.tolaria.due import Due
 from esper.tolaria.entries import read_entry, write_entry
-from esper.tolaria.journal import Journal
+from esper.tolaria.journal import NAME, Journal
 from esper.tolaria.line import Incoming, Loaded
 from esper.tolaria.progress import Measured, Validations
 from esper.tolaria.run import Run
@@ -30,7 +30,7 @@ class Arrivals:
         self.adaptations = adaptations
         self.commands = commands
         self.validations = validations
-        self.journal = Journal(run.directory / "journal.jsonl")
+        self.journal = Journal(run.directory / NAME)
         self.due = Due(run, adaptations)
         self.waiting: list[Incoming] = []
         self.controller_state = b""

@@ -16,6 +16,7 @@ from google.protobuf import json_format
 
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.errors import Corrupt, Exhausted, NotFound
+from esper.tolaria.journal import NAME, undone
 
 VERSION = 1
 _MANIFEST, _TENSORS, _SUMS = "manifest.json", "tensors.safetensors", "SHA256SUMS"
@@ -68,13 +69,18 @@ class CheckpointStore:
     def latest(self) -> tuple[trainer_pb2.CheckpointManifest, Path]:
         """The newest sound checkpoint: its manifest and its tensors' file.
 
-        A damaged one is passed over, and `warn` says so. Raises NotFound where there is none.
+        One that is damaged is passed over, and so is one of steps that the run went back over later, by the
+        journal beside the checkpoints; `warn` says so. Raises NotFound where there is none.
         """
         for folder in self.folders():
             try:
-                return read_checkpoint(folder), folder / _TENSORS
+                manifest = read_checkpoint(folder)
             except Corrupt as error:
                 self.warn(f"{error}; trying the next older checkpoint")
+                continue
+            if not undone(self.folder.parent / NAME, manifest.journal_position, manifest.step):
+                return manifest, folder / _TENSORS
+            self.warn(f"the run went back to before checkpoint {folder}; trying the next older one")
         raise NotFound(f"no sound checkpoint in {self.folder}; start the run anew")
 
     @staticmethod

@@ -30,7 +30,6 @@ def end_run(session: Session) -> None:
         _return_to(session, best)
     session.reports.transitions()
     session.reports.goodbye()
-    session.arrivals.journal.close()
 
 
 def _last_answers(session: Session) -> None:

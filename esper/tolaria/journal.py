@@ -1,7 +1,7 @@
 """The journal: everything from outside that took effect, one line each, written before it acts.
 
-A rollback is written too, as an entry without an event: the steps that come after it were
-there before, and a replay must know which time round an entry belongs to.
+A rollback is written too: the steps that come after it were there before, and a replay must
+know which time round an entry belongs to, and where the run went back to.
 """
 
 from collections import deque
@@ -10,8 +10,10 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-from esper.api.tolaria.v1 import trainer_pb2
+from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.errors import Conflict, Corrupt
+
+NAME = "journal.jsonl"  # in a run's directory
 
 
 class Journal:
@@ -60,26 +62,29 @@ class Journal:
         """
         taken = []
         while self._replay and (self._replay[0].step, self._replay[0].phase) <= (step, phase):
-            if self._replay[0].WhichOneof("event") is None:
+            if self._replay[0].HasField("rollback"):
                 break
             taken.append(self._replay.popleft())
         return taken
 
-    def goes_back_at(self, step: int) -> bool:
-        """Whether the run that is replayed was rolled back at this step."""
-        return bool(self._replay) and self._replay[0].WhichOneof("event") is None and self._replay[0].step == step
+    def goes_back_at(self, step: int) -> state_pb2.Rollback | None:
+        """The rollback of the run that is replayed at this step, if it was rolled back here."""
+        first = self._replay[0] if self._replay else None
+        return first.rollback if first is not None and first.HasField("rollback") and first.step == step else None
 
-    def rolled_back(self, step: int) -> None:
-        """The run goes back at `step`: pass the entry that says so, or write one.
+    def rolled_back(self, rollback: state_pb2.Rollback) -> None:
+        """The run goes back: pass the entry that says so, or write one.
 
-        A replay that did not go back there is given up: what it holds happened in another course of the run.
+        A replay that did not go back then, or to another step, is given up: what it holds
+        happened in another course of the run.
         """
-        if self.goes_back_at(step):
+        said = self.goes_back_at(rollback.step)
+        if said is not None and said.restored_step == rollback.restored_step:
             self._replay.popleft()
         elif self._replay:
             self._replay.clear()
             self.position = self._written
-        self.append(trainer_pb2.JournalEntry(step=step))
+        self.append(trainer_pb2.JournalEntry(step=rollback.step, rollback=rollback))
 
     def close(self) -> None:
         if self._file is not None:
@@ -96,6 +101,12 @@ def read_journal(path: Path) -> Iterator[trainer_pb2.JournalEntry]:
             raise Corrupt(
                 f"{path}, line {number}, is not a journal entry: {error}; restore the file, or start the run anew"
             ) from error
+
+
+def undone(path: Path, position: int, step: int) -> bool:
+    """Whether the run went back to before `step` after the entry at `position`."""
+    entries = (entry for entry in read_journal(path) if entry.position > position)
+    return any(entry.HasField("rollback") and entry.rollback.restored_step < step for entry in entries)
 
 
 def _cut_torn_line(path: Path) -> None:

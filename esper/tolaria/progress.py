@@ -115,6 +115,11 @@ class Validations:
         self.kept[measured.structure] = measured
         return before
 
+    def forget_after(self, step: int) -> None:
+        """The run went back: the latest loss is not of a state that was undone. What is kept is as good as it was."""
+        if self.latest is not None and self.latest[0] > step:
+            self.latest = None
+
     def best_within(self, allowed: Structure) -> Measured | None:
         """The best state whose grafts are all among `allowed` and at their full weight."""
         whole = (m for s, m in self.kept.items() if s <= allowed and all(g.alpha == 1 for g in m.grafts))

@@ -68,6 +68,9 @@ class Reports:
         spent = telemetry_pb2.LayerPerformance(
             run_id=run.run_id, step=run.step, inside_us=progress.take_inside_us(), recoveries=self.recoveries
         )
+        if run.cache is not None:
+            counts = run.cache.counts
+            spent.cache_hits, spent.cache_misses = counts.memory_hits, counts.memory_misses
         run.post(lambda: trainer_pb2.AttachRequest(progress=message))
         run.post(lambda: trainer_pb2.AttachRequest(performance=spent))
 

@@ -40,19 +40,27 @@ class RollbackPoints:
 
     def __init__(self, options: GovernorOptions, *, keep: int = 3) -> None:
         self.options = options
+        self.taken_step = 0  # of the latest but those before grafts
+        self.before: dict[SeedId, Point] = {}
         self._points: deque[Point] = deque(maxlen=keep)
-        self._before: dict[SeedId, Point] = {}
 
     def take(self, run: Run, window: LossWindow) -> None:
         """Remember the run as it is now, unless it was a moment ago."""
-        if not self._points or run.step - self._points[-1].step >= self.options.certify_steps:
+        if not self._points or run.step - self.taken_step >= self.options.certify_steps:
             self._points.append(_point(run, window))
-        for seed in [s for s in self._before if run.executor.table[s].state not in LIVE]:
-            del self._before[seed]
+            self.taken_step = run.step
+        for seed in [s for s in self.before if run.executor.table[s].state not in LIVE]:
+            del self.before[seed]
+
+    def resume(self, run: Run, window: LossWindow, taken_step: int) -> None:
+        """Begin again with the run as it is; later points are taken when the run that is resumed took them."""
+        self._points.clear()
+        self.take(run, window)
+        self.taken_step = taken_step
 
     def take_before(self, run: Run, window: LossWindow, seed: SeedId) -> None:
         """Remember the run just before `seed` is inserted, until its trial is over."""
-        self._before[seed] = _point(run, window)
+        self.before[seed] = _point(run, window)
 
     def choose(self, step: int, executor: Executor) -> Point:
         """Where to go back to at `step`: the latest point that is sound, the oldest where none is known to be.
@@ -60,7 +68,7 @@ class RollbackPoints:
         A sound one had no alarm for `certify_steps` and a loss in its bounds; no graft was on
         trial in it. Raises Exhausted where going back does not help any more.
         """
-        free = [p for p in [*self._before.values(), *self._points] if _is_free(p, executor)]
+        free = [p for p in [*self.before.values(), *self._points] if _is_free(p, executor)]
         if not free:
             raise Exhausted(
                 f"training is lost at step {step} and there is no state to go back to; "
@@ -81,18 +89,24 @@ class RollbackPoints:
     def _forget_after(self, step: int) -> None:
         """Later points are of a course of the run that is undone."""
         self._points = deque((p for p in self._points if p.step <= step), self._points.maxlen)
+        self.taken_step = min(self.taken_step, step)
 
 
-def roll_back(run: Run, point: Point, reason: str) -> state_pb2.Rollback:
+def describe(run: Run, point: Point, reason: str) -> state_pb2.Rollback:
+    """What going back to `point` means."""
+    locked = [str(seed.id) for seed in run.executor.table.in_states(LIVE)]
+    return state_pb2.Rollback(step=run.step, restored_step=point.step, reason=reason, locked_seeds=locked)
+
+
+def roll_back(run: Run, point: Point, reason: str) -> None:
     """Put the run back to `point` and lock the seeds that are on trial now.
 
     Of seeds in the host, then or now, the records go back too; of the others, which have no
     part in the host's state, trials and embargoes go on.
     """
     executor, optimizer, step = run.executor, run.parts.optimizer, run.step
-    offenders = [seed.id for seed in executor.table.in_states(LIVE)]
-    for seed_id in offenders:
-        executor.lock(seed_id, step, f"rolled back: {reason}")
+    for seed in executor.table.in_states(LIVE):
+        executor.lock(seed.id, step, f"rolled back: {reason}")
     specs = [replace(spec, state=State.FOSSILIZED) for spec in point.specs]
     within = {spec.seed for spec in specs}
     for seed in executor.table.in_states((State.FOSSILIZED,)):
@@ -101,9 +115,6 @@ def roll_back(run: Run, point: Point, reason: str) -> state_pb2.Rollback:
     executor.regrow(specs, _fossils(point.seeds, within), optimizer)
     restore(run.parts, point.snapshot)
     run.step = point.step
-    return state_pb2.Rollback(
-        step=step, restored_step=run.step, reason=reason, locked_seeds=[str(seed) for seed in offenders]
-    )
 
 
 def _point(run: Run, window: LossWindow) -> Point:

@@ -9,6 +9,7 @@ from esper.api.kasmina.v1 import nursery_pb2
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.blueprint.infer import infer
 from esper.errors import Exhausted, PreconditionFailed
+from esper.kasmina.cache import KernelCache
 from esper.kasmina.codec import write_graft
 from esper.kasmina.executor import Executor
 from esper.kasmina.lifecycle import SeedId, State
@@ -43,6 +44,7 @@ class Run:
     settings: GrowthSettings
     budget: Budget
     task: Task | None
+    cache: KernelCache | None = None  # where kernels of this process lie ready
     total_steps: int = 0
     seed: int = 0
     deterministic: bool = False

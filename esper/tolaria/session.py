@@ -15,12 +15,14 @@ outside unless the run is deterministic.
 
 import copy
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.kasmina.lifecycle import IN_HOST, SeedId, State, Transition
+from esper.kasmina.table import Seed
 from esper.kasmina.telemetry import Sampler
 from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.arrivals import Arrivals
@@ -28,11 +30,11 @@ from esper.tolaria.batches import check_batch
 from esper.tolaria.commands import Commands
 from esper.tolaria.ending import end_run
 from esper.tolaria.governor import Governor
-from esper.tolaria.measures import submit_validation
+from esper.tolaria.measures import cancel_validations, submit_validation
 from esper.tolaria.packet import write_packet
 from esper.tolaria.progress import Progress, Validations
 from esper.tolaria.reports import Reports
-from esper.tolaria.rollback import RollbackPoints, roll_back
+from esper.tolaria.rollback import RollbackPoints, describe, roll_back
 from esper.tolaria.run import Run
 from esper.tolaria.snapshot import load, restore
 from esper.tolaria.state import restore_state, seeds_of, specs_of, write_manifest
@@ -58,6 +60,7 @@ class Session:
         self.checkpoint_every_steps = checkpoint_every_steps
         self.returned_step = 0  # of the state that `finish` put the model to; 0: the last one
         self._checkpoint_step = run.step
+        self._moved: list[Transition] = []  # by rollbacks since the last decision point
         self.governor = governor or Governor()
         self.points = RollbackPoints(self.governor.options)
         self.progress = Progress()
@@ -124,7 +127,7 @@ class Session:
             self.arrivals.apply(phase=1)
             self._advance()
         self.points.take(run, self.governor.window)
-        moved = self.reports.transitions()
+        moved, self._moved = self._moved + self.reports.transitions(), []
         if self._checkpoint_is_due(moved):
             self.checkpoint()
         self.progress.stalled_steps = self.arrivals.stalls
@@ -140,7 +143,8 @@ class Session:
         manifest = write_manifest(self, tensors)
         run.spool.release(Path(tensors.path))
         run.post(lambda: trainer_pb2.AttachRequest(checkpoint=trainer_pb2.CheckpointRequest(manifest=manifest)))
-        run.spool.sweep()
+        if not run.muted:  # a replay writes no checkpoint, so the one it began with may be needed again
+            run.spool.sweep()
         self._checkpoint_step = run.step
 
     def resume(self, manifest: trainer_pb2.CheckpointManifest, tensors: Path) -> None:
@@ -149,23 +153,26 @@ class Session:
         Raises Unavailable where a kernel it needs cannot be loaded, PreconditionFailed where
         the model differs from the one the checkpoint was taken of.
         """
-        run = self.run
-        specs = specs_of(manifest)
-        for spec in specs:
-            if not spec.folded:
-                interface = run.executor.offered(spec.seed, spec.span)
-                loaded = self.arrivals.load_now(spec.seed, spec.artifact_id, interface)
-                assert loaded.kernel is not None
-                run.executor.kernels[spec.artifact_id] = loaded.kernel
-        run.executor.regrow(specs, seeds_of(manifest), run.parts.optimizer)
+        run, seeds = self.run, seeds_of(manifest)
+        self._load_kernels(seeds)
+        run.executor.regrow(specs_of(manifest), seeds, run.parts.optimizer)
         restore(run.parts, load(tensors))
         restore_state(self, manifest)
         self.arrivals.journal.start_replay(manifest.journal_position)
         run.muted = True
         self.arrivals.end_replay()
-        self.points.take(run, self.governor.window)
         self._checkpoint_step = run.step
         self.reports.arm_if_due()
+
+    def _load_kernels(self, seeds: Iterable[Seed]) -> None:
+        """Those of grafts in the host and of candidates, one of which may be inserted at the next decision point."""
+        executor = self.run.executor
+        for seed in seeds:
+            if seed.state is State.TRAINING or (seed.state in IN_HOST and not seed.folded):
+                interface = executor.offered(seed.id, seed.span)
+                loaded = self.arrivals.load_now(seed.id, seed.artifact_id, interface)
+                assert loaded.kernel is not None
+                executor.kernels[seed.artifact_id] = loaded.kernel
 
     def _checkpoint_is_due(self, moved: list[Transition]) -> bool:
         """At topology changes, at the period, and on request."""
@@ -178,12 +185,17 @@ class Session:
         return changed or inserted or wanted or late
 
     def finish(self) -> None:
-        """`end` the run and let go of everything outside this process."""
+        """`end` the run and `close` it; its snapshots are deleted."""
         try:
             self.end()
         finally:
-            self.run.line.close()
+            self.close()
         self.run.spool.close()
+
+    def close(self) -> None:
+        """Let go of everything outside this process. A run that has not ended can be resumed."""
+        self.run.line.close()
+        self.arrivals.journal.close()
 
     def end(self) -> None:
         """Judge or cull what is still on trial, return to the best validated state, say goodbye."""
@@ -220,14 +232,18 @@ class Session:
     def _roll_back(self, reason: str) -> state_pb2.Rollback:
         run = self.run
         point = self.points.choose(run.step, run.executor)
-        self.arrivals.journal.rolled_back(run.step)
-        rollback = roll_back(run, point, reason)
+        rollback = describe(run, point, reason)
+        self.arrivals.journal.rolled_back(rollback)
+        roll_back(run, point, reason)
         self.governor.window = copy.copy(point.window)
         self.progress.forget_late()
+        cancel_validations(run, after_step=point.step)
+        self.validations.forget_after(point.step)
         self.adaptations.forget_gone()
         self.arrivals.rollbacks.append(rollback)
         self.reports.rollback(rollback)
-        self.reports.transitions()
+        self._moved += self.reports.transitions()
+        self.commands.checkpoint_wanted = True  # the checkpoints of what was undone are of no more use
         self.arrivals.end_replay()
         return rollback
 

@@ -11,14 +11,17 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from esper.api.common.v1 import seed_pb2, training_pb2
-from esper.api.kasmina.v1 import control_pb2, nursery_pb2
+from esper.api.kasmina.v1 import control_pb2, nursery_pb2, telemetry_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
+from esper.errors import Corrupt, NotFound
 from esper.kasmina.codec import read_graft, read_seed, write_seed
 from esper.kasmina.lifecycle import SeedId
 from esper.tolaria.adaptation import Adaptation, Event, Round
 from esper.tolaria.governor import LossWindow
 from esper.tolaria.progress import Measured
+from esper.tolaria.rollback import Point
 from esper.tolaria.run import Outstanding
+from esper.tolaria.snapshot import load
 
 if TYPE_CHECKING:
     from esper.tolaria.session import Session
@@ -77,6 +80,13 @@ def _scalars(session: Session) -> dict[str, Any]:
         "adaptations": [_write_adaptation(a) for a in session.adaptations.grafts.values()],
         "loss_mean": session.progress.mean,
         "window": asdict(session.governor.window),
+        "last_reply": session.arrivals.last_reply,
+        "point_step": session.points.taken_step,
+        "before": [
+            _write_before(seed, point, run.run_id)
+            for seed, point in session.points.before.items()
+            if seed in session.adaptations.grafts
+        ],
         "paused": session.commands.paused,
         "command_ids": list(session.arrivals.command_ids),
         "latest_validation": session.validations.latest,
@@ -88,7 +98,7 @@ def _scalars(session: Session) -> dict[str, Any]:
 
 
 def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) -> None:
-    """Put everything but tensors back; grafts and tensors are restored by the caller, who knows the kernels."""
+    """Put everything but the run's own tensors back, after its grafts, whose kernels the caller knows."""
     values = json.loads(manifest.scalars_json)
     run, arrivals = session.run, session.arrivals
     for name, value in values["counters"].items():
@@ -107,6 +117,9 @@ def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) ->
     session.adaptations.grafts = {a.seed: a for a in adaptations}
     session.progress.mean = values["loss_mean"]
     session.governor.window = LossWindow(**values["window"])
+    session.points.resume(run, session.governor.window, values["point_step"])
+    for before in values["before"]:
+        _restore_before(session, before)
     session.commands.paused = values["paused"]
     arrivals.command_ids.extend(values["command_ids"])
     latest = values["latest_validation"]
@@ -120,7 +133,7 @@ def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) ->
     held += [f for a in adaptations for f in a.files()] + [m.path for m in kept]
     run.spool.recount(held)
     arrivals.controller_state = manifest.controller_state
-    arrivals.last_command_sequence = manifest.last_command_sequence
+    arrivals.last_command_sequence, arrivals.last_reply = manifest.last_command_sequence, values["last_reply"]
 
 
 def seeds_of(manifest: trainer_pb2.CheckpointManifest) -> list[Any]:
@@ -139,6 +152,7 @@ def _write_adaptation(adaptation: Adaptation) -> dict[str, Any]:
         "inserted_step": adaptation.inserted_step,
         "twin_job": adaptation.twin_job,
         "host": [_json(g) for g in adaptation.host],
+        "before": _json(adaptation.before),
         "twin": [_json(s) for s in adaptation.twin.values()],
         "rounds": [
             {
@@ -161,9 +175,32 @@ def _read_adaptation(values: dict[str, Any]) -> Adaptation:
     ]
     twin = [_message(s, training_pb2.SnapshotReference()) for s in values["twin"]]
     host = [_message(g, seed_pb2.Graft()) for g in values["host"]]
-    return Adaptation(
-        SeedId(*values["seed"]), values["inserted_step"], rounds, values["twin_job"], host, {s.step: s for s in twin}
-    )
+    before = _message(values["before"], training_pb2.SnapshotReference())
+    seed, twins = SeedId(*values["seed"]), {s.step: s for s in twin}
+    return Adaptation(seed, values["inserted_step"], rounds, values["twin_job"], host, before, twins)
+
+
+def _write_before(seed: SeedId, point: Point, run_id: str) -> dict[str, Any]:
+    """The point before a graft; its tensors are the file that the graft's twin began with."""
+    grafted = {spec.seed for spec in point.specs}
+    return {
+        "seed": [seed.site, seed.slot],
+        "seeds": [_json(write_seed(s, run_id)) for s in point.seeds if s.id in grafted],
+        "window": asdict(point.window),
+    }
+
+
+def _restore_before(session: Session, values: dict[str, Any]) -> None:
+    seed = SeedId(*values["seed"])
+    adaptation = session.adaptations.grafts[seed]
+    try:
+        snapshot = load(Path(adaptation.before.path))
+    except (NotFound, Corrupt) as error:
+        session.run.post_note("warning", f"{error}; the run cannot go back to before {seed} was inserted")
+        return
+    specs = [read_graft(graft) for graft in adaptation.host]
+    seeds = [read_seed(_message(s, telemetry_pb2.SeedStatus())) for s in values["seeds"]]
+    session.points.before[seed] = Point(snapshot, specs, seeds, LossWindow(**values["window"]))
 
 
 def _write_measured(measured: Measured) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Shelf:
     async def search(self, message: interface_pb2.Interface) -> tuple[list[library_pb2.Kernel], int]:
         interface = read_interface(message)
         fitting = [title for title in self.titles if match(TEMPLATES[title].graph, interface)[0]]
-        return [self._record(title, interface) for title in fitting], 0
+        return [self._record(title, interface, message) for title in fitting], 0
 
     def kernel(self, artifact_id: str) -> Kernel:
         return self.kernels[artifact_id]
@@ -71,7 +71,7 @@ class Shelf:
     def at_site(self, artifact_id: str, interface: Interface) -> Kernel:
         return self.kernels[artifact_id]
 
-    def _record(self, title: str, interface: Interface) -> library_pb2.Kernel:
+    def _record(self, title: str, interface: Interface, message: interface_pb2.Interface) -> library_pb2.Kernel:
         template = TEMPLATES[title]
         identity = blueprint_id(template.graph)
         artifact = hashlib.sha256(f"{identity} {interface}".encode()).hexdigest()
@@ -80,6 +80,8 @@ class Shelf:
         return library_pb2.Kernel(
             artifact_id=artifact,
             blueprint_id=identity,
+            interface=message,
+            status=library_pb2.KERNEL_STATUS_VALIDATED,
             title=title,
             family=template.family,
             parameter_count=cost.parameter_count,

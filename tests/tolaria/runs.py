@@ -8,26 +8,35 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.lifecycle import Transition
+from esper.kasmina.wrap import unwrap
+from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.task import load_task
-from tests.flow.local import LocalRun, resume, start
+from tests.flow.local import LocalRun, Shelf, start
+from tests.tolaria.script import Script
 
 STEPS = 250
-# Keep anything that helps at all: what grows is by the way, that it grows is not.
-EAGER = {"min_gain": 0.0, "min_standard_errors": 0.0, "nursery_steps": 40}
 
 
 def noisy():
     return load_task("tests.tolaria.tasks:noisy")
 
 
-def begin(directory: Path, **options: object) -> LocalRun:
-    options = {"steps": STEPS, "growth": EAGER} | options
-    return start(noisy(), directory, **options)
+def begin(directory: Path, *, keep: bool = True, **options: object) -> LocalRun:
+    """A fresh run whose controller is a script."""
+    local = start(noisy(), directory, **({"steps": STEPS} | options))
+    torch.manual_seed(0)
+    local.line.decide = Script(local.shelf, keep=keep)
+    return local
 
 
-def go_on(directory: Path, **options: object) -> LocalRun:
-    options = {"steps": STEPS, "growth": EAGER} | options
-    return resume(noisy(), directory, **options)
+def go_on(directory: Path, shelf: Shelf, *, keep: bool = True, **options: object) -> LocalRun:
+    """The run that died in `directory`, put to its latest checkpoint; `shelf` is the library, which outlives it."""
+    local = start(noisy(), directory, **({"steps": STEPS, "shelf": shelf} | options))
+    local.line.decide = Script(shelf, keep=keep)
+    manifest, tensors = CheckpointStore(directory / "checkpoints").latest()
+    local.line._sequence = 1 << 20  # a broker would go on counting
+    local.session.resume(manifest, tensors)
+    return local
 
 
 @dataclass
@@ -57,6 +66,14 @@ def follow(local: LocalRun, until: int = STEPS, *, images: dict[int, Path] | Non
     course.transitions = local.transitions
     course.parameters = {name: p.detach().clone() for name, p in local.run.parts.model.named_parameters()}
     return course
+
+
+def let_go(local: LocalRun) -> None:
+    """Leave a run as a crash would, its files where they are."""
+    local.session.arrivals.journal.close()
+    local.line.close()
+    local.runner.close()
+    unwrap(local.run.parts.model)
 
 
 def crash_to(image: Path, directory: Path) -> None:

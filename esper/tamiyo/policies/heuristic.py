@@ -45,7 +45,7 @@ class Heuristic:
 
 def _unmeasured(view: RunView) -> str:
     if view.validation_loss is None or view.best_validation_loss is None:
-        return "validation has not been measured yet, which needs a task that workers can import; unmeasured is not healthy"
+        return "validation is not measured yet (workers must be able to import the task); unmeasured is not healthy"
     return f"losses that are not finite: training {view.train_loss}, validation {view.validation_loss}"
 
 

@@ -470,6 +470,7 @@ class JournalEntry(google.protobuf.message.Message):
     RESULT_FIELD_NUMBER: builtins.int
     DECISION_FIELD_NUMBER: builtins.int
     LOADED_FIELD_NUMBER: builtins.int
+    ROLLBACK_FIELD_NUMBER: builtins.int
     PHASE_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Position, from 1."""
@@ -493,6 +494,10 @@ class JournalEntry(google.protobuf.message.Message):
     def loaded(self) -> global___KernelLoaded:
         """A kernel became ready to run."""
 
+    @property
+    def rollback(self) -> esper.api.tolaria.v1.state_pb2.Rollback:
+        """The run went back, which nothing from outside asked for: entries after this one are of a new course."""
+
     def __init__(
         self,
         *,
@@ -502,11 +507,12 @@ class JournalEntry(google.protobuf.message.Message):
         result: esper.api.kasmina.v1.nursery_pb2.JobResult | None = ...,
         decision: global___DecisionReply | None = ...,
         loaded: global___KernelLoaded | None = ...,
+        rollback: esper.api.tolaria.v1.state_pb2.Rollback | None = ...,
         phase: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "loaded", b"loaded", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "loaded", b"loaded", "phase", b"phase", "position", b"position", "result", b"result", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["command", "result", "decision", "loaded"] | None: ...
+    def HasField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "loaded", b"loaded", "result", b"result", "rollback", b"rollback"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "loaded", b"loaded", "phase", b"phase", "position", b"position", "result", b"result", "rollback", b"rollback", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["command", "result", "decision", "loaded", "rollback"] | None: ...
 
 global___JournalEntry = JournalEntry
 

@@ -1,0 +1,189 @@
+"""Kernels in stock: verified before anything is parsed, fetched once, ordered once; what is damaged is put aside."""
+
+import asyncio
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+
+from esper.api.urza.v1 import library_pb2 as pb
+from esper.artifact import folder as folder_module
+from esper.artifact.bundle import Artifact
+from esper.artifact.folder import read_folder, write_folder
+from esper.blueprint.codec import write_interface
+from esper.errors import Corrupt, Exhausted, NotFound, Untrusted
+from esper.karn.templates import TEMPLATES
+from esper.kasmina.cache import folder_of
+from esper.runtime.stock import Stock, kernel_stock, offer_templates
+from tests.artifact.samples import MAP, ROOTS, built, flipped, promoted
+
+KERNEL = promoted()
+NAME = KERNEL.artifact_id
+
+
+class Library:
+    """Holds blueprints and kernels in memory; a download can be changed on its way."""
+
+    def __init__(self, *kernels: Artifact) -> None:
+        self.kernels = {kernel.artifact_id: kernel for kernel in kernels}
+        self.blueprints: dict[str, pb.Blueprint] = {}
+        self.ready: list[pb.Kernel] = []
+        self.refused: list[pb.Kernel] = []
+        self.downloads: list[str] = []
+
+    async def create_blueprint(self, request):
+        blueprint = pb.Blueprint(blueprint_id=request.request_id.removeprefix("template-"), title=request.title)
+        self.blueprints.setdefault(blueprint.blueprint_id, blueprint)
+        return pb.CreateBlueprintResponse(blueprint=blueprint)
+
+    async def list_blueprints(self, request):
+        return pb.ListBlueprintsResponse(blueprints=self.blueprints.values())
+
+    async def search_kernels(self, request):
+        found = self.ready if request.status == pb.KERNEL_STATUS_VALIDATED else self.refused
+        return pb.SearchKernelsResponse(matches=[pb.KernelMatch(kernel=kernel) for kernel in found])
+
+    async def download_kernel(self, request):
+        self.downloads.append(request.artifact_id)
+        await asyncio.sleep(0)
+        if request.artifact_id not in self.kernels:
+            raise NotFound(f"kernels/{request.artifact_id}: no such kernel")
+        kernel = self.kernels[request.artifact_id]
+        return kernel.manifest, dict(kernel.files)
+
+
+@pytest.fixture
+def library() -> Library:
+    return Library(KERNEL)
+
+
+@pytest.fixture
+def stock(library: Library, tmp_path: Path) -> Stock:
+    return Stock(library, tmp_path / "kernels", ROOTS)
+
+
+def place(stock: Stock) -> Path:
+    return folder_of(stock.folder, NAME)
+
+
+async def test_a_kernel_is_fetched_once_however_many_ask(stock, library):
+    await asyncio.gather(*(stock.provide([NAME, NAME]) for _ in range(5)))
+    await stock.provide([NAME])
+    assert library.downloads == [NAME]
+    assert read_folder(place(stock)).files == KERNEL.files
+
+
+@pytest.mark.parametrize("name", [*KERNEL.files, "body.json"])
+async def test_a_flipped_byte_on_disk_is_put_aside_said_and_fetched_again(stock, library, caplog, name):
+    await stock.provide([NAME])
+    path = place(stock) / name
+    path.write_bytes(flipped(path.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        await stock.provide([NAME])
+    assert library.downloads == [NAME, NAME]
+    assert read_folder(place(stock)).files == KERNEL.files
+    aside = [p for p in (stock.folder / "quarantine").iterdir()]
+    assert len(aside) == 1 and aside[0].name.startswith(NAME)
+    assert NAME in caplog.text and "put aside" in caplog.text
+
+
+@pytest.mark.parametrize("name", KERNEL.files)
+async def test_a_flipped_byte_from_the_library_is_refused_and_not_kept(stock, library, name, monkeypatch):
+    files = KERNEL.files | {name: flipped(KERNEL.files[name])}
+    library.kernels[NAME] = Artifact(KERNEL.manifest, files)
+    parsed: list[object] = []
+    monkeypatch.setattr("torch.jit.load", lambda *args, **options: parsed.append(args))
+    monkeypatch.setattr("safetensors.torch.load", lambda *args, **options: parsed.append(args))
+    with pytest.raises(Corrupt, match=NAME[:12]):
+        await stock.provide([NAME])
+    assert not place(stock).exists()
+    assert not parsed
+
+
+async def test_a_kernel_that_was_not_promoted_is_refused_and_not_kept(stock, library):
+    library.kernels[NAME] = built()
+    assert built().artifact_id == NAME
+    with pytest.raises(Untrusted):
+        await stock.provide([NAME])
+    assert not place(stock).exists()
+
+
+async def test_an_unpromoted_kernel_put_on_the_disk_by_hand_is_not_used(stock, library):
+    write_folder(built(), place(stock))
+    await stock.provide([NAME])
+    assert library.downloads == [NAME]
+    assert len(read_folder(place(stock)).manifest.attestations) == 2
+
+
+async def test_another_kernel_than_was_asked_for_is_refused(stock, library):
+    library.kernels[NAME] = promoted("low_rank")
+    with pytest.raises(Exception, match=NAME):
+        await stock.provide([NAME])
+    assert not place(stock).exists()
+
+
+async def test_a_kernel_nobody_has_is_not_found(stock):
+    with pytest.raises(NotFound, match="no such kernel"):
+        await stock.provide(["0" * 64])
+
+
+async def test_a_full_disk_is_said_and_leaves_nothing_half_written(stock, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "_write_file", full)
+        with pytest.raises(Exhausted, match="No space left on device"):
+            await stock.provide([NAME])
+    assert not [p for p in stock.folder.rglob("*") if p.is_file()]
+    await stock.provide([NAME])
+    assert place(stock).is_dir()
+
+
+async def test_templates_are_offered_once_under_one_request_each(library):
+    await offer_templates(library)
+    await offer_templates(library)
+    assert len(library.blueprints) == len(TEMPLATES) >= 8
+
+
+async def test_a_site_has_every_fitting_blueprint_ordered_that_has_no_kernel_yet(stock, library):
+    await offer_templates(library)
+    made, *rest = library.blueprints
+    library.ready = [pb.Kernel(artifact_id=NAME, blueprint_id=made)]
+    orders: list[str] = []
+
+    async def submit(submitted):
+        orders.extend(order.blueprint_id for order in submitted)
+
+    interface = write_interface(MAP)
+    await stock.order(interface, submit)
+    await stock.order(interface, submit)
+    assert sorted(orders) == sorted(rest)
+
+
+async def test_an_order_that_could_not_be_sent_is_sent_with_the_next_run(stock, library):
+    await offer_templates(library)
+    orders: list[str] = []
+
+    async def fail(submitted):
+        raise Exhausted("the bus is full")
+
+    async def submit(submitted):
+        orders.extend(order.blueprint_id for order in submitted)
+
+    with pytest.raises(Exhausted):
+        await stock.order(write_interface(MAP), fail)
+    await stock.order(write_interface(MAP), submit)
+    assert len(orders) == len(TEMPLATES)
+
+
+async def test_blueprints_without_a_verdict_are_counted(library):
+    await offer_templates(library)
+    first, second, third, *rest = library.blueprints
+    library.ready = [pb.Kernel(artifact_id=NAME, blueprint_id=first)]
+    library.refused = [pb.Kernel(artifact_id="1" * 64, blueprint_id=second)]
+    library.blueprints[third].status = pb.BLUEPRINT_STATUS_INVALID
+    ready, open_count = await kernel_stock(library, write_interface(MAP))
+    assert [kernel.artifact_id for kernel in ready] == [NAME]
+    assert open_count == len(rest)
