@@ -8,6 +8,7 @@ EsperError
 │   └── WrapRefused       a model, site or target that cannot carry seeds
 ├── NotFound              an id nobody here knows
 ├── Conflict              the thing exists, or moved on, since you last looked
+├── OutOfRange            a position in a stream or ledger that is not, or no longer, there
 ├── PreconditionFailed    the thing is not in a state that allows this
 │   ├── IllegalTransition a seed was asked to skip a stage of its life
 │   └── Untrusted         bytes without the signatures that would let them run
@@ -58,6 +59,10 @@ class NotFound(EsperError):
 
 class Conflict(EsperError):
     """The thing exists, or moved on, since you last looked."""
+
+
+class OutOfRange(EsperError):
+    """A position in a stream or ledger that is not, or no longer, there: dropped by retention, or of another store."""
 
 
 class PreconditionFailed(EsperError):

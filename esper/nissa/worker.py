@@ -15,13 +15,13 @@ from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.api.urabrask.v1 import evaluation_pb2
-from esper.errors import EsperError, Exhausted, PreconditionFailed, Unavailable
+from esper.errors import EsperError, Exhausted, OutOfRange, PreconditionFailed, Unavailable
 from esper.nissa.book import REPORT, RunBook
 from esper.nissa.recorder import Recorder, check_run
 from esper.nissa.translate import event_of_decision, event_of_report
 from esper.oona.cursor import Cursor, CursorState, CursorStore, follow
 from esper.oona.envelope import Envelope, unpack
-from esper.oona.port import Bus, PositionLost
+from esper.oona.port import Bus
 from esper.oona.subjects import Name
 from esper.rpc.validation import validate
 
@@ -92,7 +92,7 @@ class ObservabilityWorker:
         while True:
             try:
                 return await follow(self.bus, name, cursor, lambda envelope: self._apply(name, envelope))
-            except PositionLost as lost:
+            except OutOfRange as lost:
                 # What is still kept may have been applied; everything written knows what it has.
                 self.recorder.metrics.gaps.labels(name).inc()
                 log.error("events on %s may be missing: %s", name, lost)

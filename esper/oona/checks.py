@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from esper import errors
-from esper.oona.port import PositionLost
+from esper.errors import OutOfRange
 from esper.oona.subjects import Subject
 
 
@@ -16,12 +16,12 @@ def check_position(name: str, after: int, from_time: datetime | None, first: int
     if after < 0:
         raise errors.InvalidRequest(f"subscription to {name}: after_sequence {after} is negative")
     if after > last:
-        raise PositionLost(
+        raise OutOfRange(
             f"{name}: position {after} is ahead of the stream, which ends at {last}; it is of another store. "
             "Begin again with after_sequence 0"
         )
     if after and after + 1 < first:
-        raise PositionLost(
+        raise OutOfRange(
             f"{name}: position {after} was dropped by retention, the oldest kept is {first}. "
             "Go on with after_sequence 0, if the gap is acceptable"
         )

@@ -126,7 +126,7 @@ async def follow(
 ) -> None:
     """Apply everything on `name` from where `cursor` is, until the bus is closed.
 
-    Raises PositionLost when the stream no longer holds what comes next: go on from the
+    Raises OutOfRange when the stream no longer holds what comes next: go on from the
     oldest kept with `cursor.move(CursorState())`, if the gap is acceptable.
     """
     try:

@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from esper import errors
 from esper.api.oona.v1 import bus_pb2
 
 Envelope = bus_pb2.Envelope
 
 MAX_BATCH = 1024
-
-
-class PositionLost(errors.PreconditionFailed):
-    """A position outside what the stream keeps: dropped by retention, or of another store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +144,7 @@ class Bus(Protocol):
 
         `run_id`: one run, "" for events of none; None is all. `after_sequence` 0 is the
         oldest kept; `from_time` instead of it: stored at that time or later. Raises
-        PositionLost when envelopes after `after_sequence` may be gone.
+        OutOfRange when envelopes after `after_sequence` may be gone.
         """
 
     def work(self, name: str, group: str, options: WorkOptions = ...) -> AsyncIterator[WorkItem]:

@@ -9,10 +9,9 @@ from esper.api.common.v1 import resource_pb2
 from esper.api.oona.v1 import bus_pb2 as pb
 from esper.api.oona.v1 import bus_pb2_grpc as pb_grpc
 from esper.oona.envelope import check, unpack
-from esper.oona.port import Bus, PositionLost, StreamState
+from esper.oona.port import Bus, StreamState
 from esper.oona.subjects import find
 from esper.rpc.deadlines import remaining
-from esper.rpc.status import to_rpc
 from esper.rpc.validation import validate
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -38,12 +37,10 @@ class BusServicer(pb_grpc.BusServiceServicer):
         deliveries = self._bus.subscribe(
             find(request.name).name, run_id=request.run_id or None, after_sequence=request.after_sequence
         )
-        try:
-            async for delivery in deliveries:
-                yield pb.SubscribeResponse(sequence=delivery.sequence, envelope=delivery.envelope)
-        except PositionLost as error:
-            status = to_rpc(error, grpc.StatusCode.OUT_OF_RANGE)
-            await context.abort_with_status(status)  # type: ignore[attr-defined]  # missing in grpc-stubs
+        async for delivery in deliveries:
+            yield pb.SubscribeResponse(
+                sequence=delivery.sequence, envelope=delivery.envelope, index=delivery.index, count=delivery.count
+            )
 
     async def ListStreams(self, request: pb.ListStreamsRequest, context: Context) -> pb.ListStreamsResponse:
         return pb.ListStreamsResponse(header=_HEADER, streams=map(_write, await self._bus.streams()))

@@ -22,6 +22,7 @@ STATUS: dict[type[errors.EsperError], grpc.StatusCode] = {
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     # Not ABORTED, which tells generic clients to try the whole transaction again: a conflict is for the caller to read.
     errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
     errors.PreconditionFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Corrupt: grpc.StatusCode.DATA_LOSS,
     errors.Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -36,7 +37,6 @@ STATUS: dict[type[errors.EsperError], grpc.StatusCode] = {
 # Codes that a peer without our ErrorInfo may send. A code that is absent is a bug of the peer: the base class.
 _CLASSES: dict[grpc.StatusCode, type[errors.EsperError]] = {
     **{code: cls for cls, code in STATUS.items() if code is not grpc.StatusCode.INTERNAL},
-    grpc.StatusCode.OUT_OF_RANGE: errors.InvalidRequest,
     grpc.StatusCode.ABORTED: errors.Conflict,
     grpc.StatusCode.PERMISSION_DENIED: errors.Unauthenticated,
     # A peer cancels calls when it stops. Our own cancellation is asyncio.CancelledError and never comes here.

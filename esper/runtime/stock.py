@@ -83,6 +83,13 @@ class Stock:
         if key in self._ordered:
             return
         self._ordered.add(key)
+        try:
+            await self._order(interface, submit)
+        except BaseException:
+            self._ordered.discard(key)
+            raise
+
+    async def _order(self, interface: interface_pb2.Interface, submit: Submit) -> None:
         listing = pb.ListBlueprintsRequest(interface=interface)
         blueprints = (await self.library.list_blueprints(listing)).blueprints
         made = {kernel.blueprint_id for kernel in await promoted(self.library, interface)}

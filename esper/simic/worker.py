@@ -4,10 +4,10 @@ import asyncio
 import logging
 
 from esper.api.tamiyo.v1 import controller_pb2
-from esper.errors import Exhausted, InvalidRequest, Unavailable
+from esper.errors import Exhausted, InvalidRequest, OutOfRange, Unavailable
 from esper.oona.cursor import Cursor, CursorState, CursorStore, follow
 from esper.oona.envelope import Envelope, open_as
-from esper.oona.port import Bus, PositionLost
+from esper.oona.port import Bus
 from esper.oona.subjects import Name
 from esper.rpc.validation import validate
 from esper.simic.store import ReplayStore
@@ -34,7 +34,7 @@ class ReplayWorker:
         while True:
             try:
                 return await follow(self.bus, Name.FIELD_REPORTS, cursor, self._take)
-            except PositionLost as lost:
+            except OutOfRange as lost:
                 # The store tells repeats by report id, so that beginning with the oldest kept is safe.
                 self.gaps += 1
                 log.error("field reports may be missing: %s", lost)

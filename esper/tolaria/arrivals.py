@@ -154,6 +154,8 @@ class Arrivals:
             for snapshot in item.twin.snapshots:
                 self.run.spool.discard(Path(snapshot.path))
             return True
+        if isinstance(item, nursery_pb2.JobResult) and item.twin.partial:  # a twin that began again says it again
+            return {snapshot.step for snapshot in item.twin.snapshots} <= self.adaptations.twin_steps(item.job_id)
         return False
 
     def _apply_command(self, item: trainer_pb2.SequencedCommand) -> None:

@@ -10,14 +10,14 @@ from operator import methodcaller
 from esper.api.common.v1.artifact_pb2 import ArtifactManifest
 from esper.api.common.v1.resource_pb2 import PageReply, PageRequest, ReplyHeader
 from esper.api.urza.v1 import library_pb2 as pb
-from esper.errors import NotFound
+from esper.errors import NotFound, OutOfRange
 from esper.urza import blueprints, catalogue, codec, kernels
 from esper.urza.blobs import Blobs
 from esper.urza.events import OutboxEvent
 from esper.urza.intake import cut
 from esper.urza.ledger import Head
 from esper.urza.once import R, once
-from esper.urza.port import FilePiece, Ports, RevisionAhead, StoredReport
+from esper.urza.port import FilePiece, Ports, StoredReport
 from esper.urza.reader import Reader
 from esper.urza.store import Store
 from esper.urza.sweep import Swept, sweep
@@ -118,7 +118,7 @@ class CentralLibrary:
         seen = request.after_revision
         newest = (await self._store.read(lambda reader: reader.head())).revision
         if seen > newest:
-            raise RevisionAhead(f"after_revision is {seen}, the library is at {newest}; watch from {newest} or before")
+            raise OutOfRange(f"after_revision is {seen}, the library is at {newest}; watch from {newest} or before")
         while True:
             entries = await self._store.read(methodcaller("entries", seen, _WATCH_BATCH))
             for entry in entries:

@@ -23,13 +23,8 @@ from esper.api.common.v1.blueprint_pb2 import Graph
 from esper.api.common.v1.interface_pb2 import Interface
 from esper.api.common.v1.resource_pb2 import PageReply, PageRequest
 from esper.api.urza.v1 import library_pb2 as pb
-from esper.errors import InvalidRequest
 from esper.urza.codec import KernelBody
 from esper.urza.pages import Pages
-
-
-class RevisionAhead(InvalidRequest):
-    """A watch from a revision the store has not reached: the watcher knew another store. OUT_OF_RANGE."""
 
 
 class Library(Protocol):
@@ -73,7 +68,7 @@ class Library(Protocol):
     def watch_library(self, request: pb.WatchLibraryRequest) -> AsyncIterator[pb.WatchLibraryResponse]:
         """Yield each change after `after_revision` once, in order, then live ones; never ends by itself.
 
-        Raises RevisionAhead (the store has not come that far) and Unavailable (the library closes).
+        Raises OutOfRange (the store has not come that far) and Unavailable (the library closes).
         """
         ...
 

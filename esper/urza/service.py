@@ -13,14 +13,13 @@ from esper.api.urza.v1 import library_pb2_grpc as pb_grpc
 from esper.artifact.keys import TrustRoots
 from esper.errors import InvalidRequest
 from esper.rpc import chunks, paging
-from esper.rpc.status import to_rpc
 from esper.urza import graphs
 from esper.urza.artifacts import TrustedArtifacts
 from esper.urza.blobs import closing, open_blobs
 from esper.urza.engine import StoreOptions
 from esper.urza.library import CentralLibrary
 from esper.urza.pages import Pages
-from esper.urza.port import Ports, RevisionAhead, StoredReport
+from esper.urza.port import Ports, StoredReport
 from esper.urza.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -122,12 +121,9 @@ class LibraryServicer(pb_grpc.LibraryServiceServicer):
     async def WatchLibrary(
         self, request: pb.WatchLibraryRequest, context: Context
     ) -> AsyncIterator[pb.WatchLibraryResponse]:
-        try:
-            async with closing(self._library.watch_library(request)) as changes:
-                async for change in changes:
-                    yield change
-        except RevisionAhead as error:
-            await context.abort_with_status(to_rpc(error, grpc.StatusCode.OUT_OF_RANGE))  # type: ignore[attr-defined]
+        async with closing(self._library.watch_library(request)) as changes:
+            async for change in changes:
+                yield change
 
     async def ListLedger(self, request: pb.ListLedgerRequest, context: Context) -> pb.ListLedgerResponse:
         return await self._library.list_ledger(request)

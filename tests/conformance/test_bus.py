@@ -17,7 +17,7 @@ from esper.oona.cursor import Cursor, CursorState, MemoryCursorStore, follow
 from esper.oona.envelope import Sender, open_as
 from esper.oona.jetstream import JetStreamBus
 from esper.oona.memory import MemoryBus
-from esper.oona.port import Bus, PositionLost, WorkOptions
+from esper.oona.port import Bus, WorkOptions
 from esper.oona.subjects import Name
 
 PATIENCE_S = 20.0
@@ -132,7 +132,7 @@ async def test_replay_from_a_time(bus, sender):
 
 async def test_a_position_outside_the_stream_is_refused_and_not_skipped(bus, sender):
     last = await bus.publish(Name.COMMANDS, command(sender, 0))
-    with pytest.raises(PositionLost, match="ahead of the stream"):
+    with pytest.raises(errors.OutOfRange, match="ahead of the stream"):
         await first(bus.subscribe(Name.COMMANDS, after_sequence=last.sequence + 1), 1)
     with pytest.raises(errors.InvalidRequest):
         await first(bus.subscribe(Name.COMMANDS, after_sequence=1, from_time=datetime.now(UTC)), 1)
@@ -289,7 +289,7 @@ async def test_a_cursor_of_another_store_is_noticed(bus, sender):
     await bus.publish(Name.COMMANDS, command(sender, 1))
     store = MemoryCursorStore()
     await store.save("k", CursorState(sequence=1000))
-    with pytest.raises(PositionLost):
+    with pytest.raises(errors.OutOfRange):
         await follow(bus, Name.COMMANDS, await Cursor.open(store, "k"), lambda envelope: asyncio.sleep(0))
 
 

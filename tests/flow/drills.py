@@ -1,5 +1,6 @@
 """Runs as users have them, a runtime and a training process, for tests that kill one of their processes."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,13 +11,20 @@ from typing import Any
 
 import psutil
 
+from esper.blueprint.codec import write_interface
+from esper.blueprint.interface import Interface, Kind
+from esper.rpc.client import open_channel
+from esper.runtime.clients import LibraryClient
 from esper.runtime.spec import TrainSpec
+from esper.runtime.stock import kernel_stock
 from esper.tolaria.task import Batch, Task
 from esper.tolaria.tasks import digits
 from tests.flow.local import QUICK
 from tests.runtime.processes import ROOT, Esper, Runtime
 
 PAUSE = "ESPER_DRILL_PAUSE_S"  # of a training step, in the training process alone
+# A run that inserts two grafts and keeps them: what it finds is noise, that it finds the same again is not.
+GROWING: dict[str, Any] = {"steps": 190, "policy": "periodic-random", "min_gain": 0.0, "min_standard_errors": 0.0}
 STOCK = ("blobs", "db/urza.sqlite", "db/urza.sqlite-wal", "db/urza.sqlite-shm", "keys", "kernels")
 
 
@@ -100,17 +108,34 @@ def copy_stock(source: Path, target: Path) -> None:
             shutil.copy(source / name, target / name)
 
 
+def stocked(runtime: Runtime, limit_s: float = 120.0) -> frozenset[str]:
+    """Wait until every blueprint has its verdict for every site of the task; the artifact ids that were promoted."""
+    return asyncio.run(_stocked(runtime, limit_s))
+
+
+async def _stocked(runtime: Runtime, limit_s: float) -> frozenset[str]:
+    found: set[str] = set()
+    async with open_channel(runtime.contact.address, token=runtime.contact.token()) as channel:
+        library = LibraryClient(lambda: channel)
+        async with asyncio.timeout(limit_s):
+            for channels in (4, 6):  # of the digits' convolutions
+                while (stock := await kernel_stock(library, write_interface(Interface(Kind.MAP2D, channels))))[1]:
+                    await asyncio.sleep(0.1)
+                found |= {kernel.artifact_id for kernel in stock[0]}
+    return frozenset(found)
+
+
 def workers_of(runtime: Runtime, pool: str) -> list[psutil.Process]:
     """The processes that do a pool's jobs, idle ones too."""
     return runtime.part("esper.runtime.warm", f"esper-{pool}-").children()
 
 
 def outcome(training: Training) -> dict[str, Any]:
-    """What a run came to, without what depends on the wall clock."""
-    kept = {k: v for k, v in training.result.items() if k != "stalled_steps"}
-    return kept | {
-        "transitions": [{k: e[k] for k in ("seed", "from", "to", "step")} for e in training.events("transition")]
-    }
+    """What a run came to and what was recorded of it, without what depends on the wall clock."""
+    kept = {k: v for k, v in training.result.items() if k not in ("run_id", "stalled_steps")}
+    moves = [tuple(e[k] for k in ("seed", "from", "to", "step")) for e in training.events("transition")]
+    losses = {(e["step"], e["arm"]): e["loss"] for e in training.events("validation")}
+    return kept | {"moves": moves, "losses": losses}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

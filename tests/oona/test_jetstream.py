@@ -15,7 +15,7 @@ from esper.oona.consume import work_through
 from esper.oona.cursor import Cursor, FileCursorStore, MemoryCursorStore, follow
 from esper.oona.envelope import Sender
 from esper.oona.jetstream import JetStreamBus
-from esper.oona.port import PositionLost, WorkOptions
+from esper.oona.port import WorkOptions
 from esper.oona.subjects import Name
 
 from .conftest import command, crash, health, until
@@ -338,7 +338,7 @@ async def test_a_position_that_retention_dropped_is_told(connect, sender):
         await bus.publish(Name.COMMANDS, command(sender, number))
     await (await js_of(bus)).purge_stream("esper_control", keep=3)
     for after in (1, 5):
-        with pytest.raises(PositionLost, match="oldest kept is 8"):
+        with pytest.raises(errors.OutOfRange, match="oldest kept is 8"):
             await anext(bus.subscribe(Name.COMMANDS, after_sequence=after))
     assert (await anext(bus.subscribe(Name.COMMANDS, after_sequence=7))).sequence == 8
     assert (await anext(bus.subscribe(Name.COMMANDS))).sequence == 8
@@ -360,7 +360,7 @@ async def test_a_broker_that_lost_its_store_does_not_look_like_silence(nats_serv
         await until(lambda: len(applied) == 5)
         first.stop()
         with Broker(tmp_path / "two", options=BrokerOptions(port=first.port), token="t"):
-            with pytest.raises(PositionLost, match="another store"):
+            with pytest.raises(errors.OutOfRange, match="another store"):
                 await asyncio.wait_for(following, 20)
             await bus.publish(Name.COMMANDS, command(sender, 9))
             await bus.close()

@@ -95,7 +95,7 @@ async def test_a_position_that_is_gone_is_out_of_range(bus, stub, sender):
     for number in range(12):
         await bus.publish(Name.SEED_HEALTH, health(sender, number))
     for after, words in ((2, "dropped by retention"), (99, "ahead of the stream")):
-        with pytest.raises(errors.PreconditionFailed, match=words) as caught:
+        with pytest.raises(errors.OutOfRange, match=words) as caught:
             await subscribed(stub, 1, name=Name.SEED_HEALTH, after_sequence=after)
         assert caught.value.__cause__.code() is grpc.StatusCode.OUT_OF_RANGE
     assert (await subscribed(stub, 1, name=Name.SEED_HEALTH))[0].sequence == 8

@@ -49,7 +49,7 @@ def test_a_components_own_subclass_travels_as_its_public_ancestor():
 @pytest.mark.parametrize(
     ("code", "cls"),
     [
-        (grpc.StatusCode.OUT_OF_RANGE, errors.InvalidRequest),
+        (grpc.StatusCode.OUT_OF_RANGE, errors.OutOfRange),
         (grpc.StatusCode.ABORTED, errors.Conflict),
         (grpc.StatusCode.PERMISSION_DENIED, errors.Unauthenticated),
         (grpc.StatusCode.INTERNAL, errors.EsperError),

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from esper.api.urza.v1 import library_pb2 as pb
-from esper.errors import Unavailable
+from esper.errors import OutOfRange, Unavailable
 from esper.urza import library as libraries
 from esper.urza.blobs import closing
 from esper.urza.library import CentralLibrary
-from esper.urza.port import RevisionAhead
 
 from .fakes import add_blueprint, open_library
 
@@ -47,7 +46,7 @@ async def test_what_is_watched_is_what_the_ledger_lists(library: CentralLibrary)
 
 async def test_a_revision_ahead_of_the_store_is_refused(library: CentralLibrary) -> None:
     await add_blueprint(library)
-    with pytest.raises(RevisionAhead, match="after_revision is 2, the library is at 1"):
+    with pytest.raises(OutOfRange, match="after_revision is 2, the library is at 1"):
         await anext(watch(library, after=2))
 
 

@@ -108,9 +108,7 @@ global___Attestation = Attestation
 
 @typing.final
 class Chunk(google.protobuf.message.Message):
-    """A piece of an artifact or a blob on its way. Stream: one HEADER, then DATA in
-    order; `offset` of each equals the bytes sent before it.
-    """
+    """A piece of an artifact or a blob on its way. Stream: one HEADER, then DATA in order."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -173,8 +173,14 @@ class SubscribeResponse(google.protobuf.message.Message):
 
     SEQUENCE_FIELD_NUMBER: builtins.int
     ENVELOPE_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Stream sequence, from 1; the cursor to keep."""
+    index: builtins.int
+    """Place among the envelopes that share this sequence, from 0."""
+    count: builtins.int
+    """How many share it."""
     @property
     def envelope(self) -> global___Envelope:
         """What was published."""
@@ -184,9 +190,11 @@ class SubscribeResponse(google.protobuf.message.Message):
         *,
         sequence: builtins.int = ...,
         envelope: global___Envelope | None = ...,
+        index: builtins.int = ...,
+        count: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["envelope", b"envelope"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["envelope", b"envelope", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "envelope", b"envelope", "index", b"index", "sequence", b"sequence"]) -> None: ...
 
 global___SubscribeResponse = SubscribeResponse
 

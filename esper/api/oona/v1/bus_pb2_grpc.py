@@ -80,7 +80,7 @@ class BusServiceServicer(object):
 
         Stream: DELIVERY*, in stream order, until the caller cancels.
         INVALID_ARGUMENT: the subject's name is unknown.
-        OUT_OF_RANGE: the position has been dropped by retention.
+        OUT_OF_RANGE: the position was dropped by retention, or is ahead of the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,7 @@ class BusServiceStub:
 
     Stream: DELIVERY*, in stream order, until the caller cancels.
     INVALID_ARGUMENT: the subject's name is unknown.
-    OUT_OF_RANGE: the position has been dropped by retention.
+    OUT_OF_RANGE: the position was dropped by retention, or is ahead of the stream.
     """
 
     ListStreams: grpc.UnaryUnaryMultiCallable[
@@ -84,7 +84,7 @@ class BusServiceAsyncStub:
 
     Stream: DELIVERY*, in stream order, until the caller cancels.
     INVALID_ARGUMENT: the subject's name is unknown.
-    OUT_OF_RANGE: the position has been dropped by retention.
+    OUT_OF_RANGE: the position was dropped by retention, or is ahead of the stream.
     """
 
     ListStreams: grpc.aio.UnaryUnaryMultiCallable[
@@ -127,7 +127,7 @@ class BusServiceServicer(metaclass=abc.ABCMeta):
 
         Stream: DELIVERY*, in stream order, until the caller cancels.
         INVALID_ARGUMENT: the subject's name is unknown.
-        OUT_OF_RANGE: the position has been dropped by retention.
+        OUT_OF_RANGE: the position was dropped by retention, or is ahead of the stream.
         """
 
     @abc.abstractmethod
