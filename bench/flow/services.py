@@ -1,5 +1,6 @@
 """The real services, as `esper demo` starts them, for a bench to train beside."""
 
+import asyncio
 import contextlib
 import signal
 import tempfile
@@ -11,8 +12,13 @@ from typing import Any
 
 import psutil
 
+from esper.api.common.v1 import resource_pb2
+from esper.api.urza.v1 import library_pb2
+from esper.karn.templates import TEMPLATES
 from esper.kasmina.handle import ModelHandle
+from esper.rpc.client import open_channel
 from esper.runtime.attach import attach
+from esper.runtime.clients import LibraryClient
 from esper.runtime.home import Contact, Home
 from esper.runtime.launch import find_or_start_runtime
 from esper.runtime.spec import TrainSpec
@@ -24,6 +30,7 @@ from esper.tolaria.task import Task
 DIGITS = "esper.tolaria.tasks.digits:task"
 QUIET_CORES = 0.1  # a runtime that uses less has nothing left to do
 LOOK_EVERY_S = 1.0
+TEMPLATES_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +98,19 @@ def runtime() -> Iterator[Runtime]:
         contact, child = find_or_start_runtime(Home(folder / "home"))
         assert child is not None  # the folder is new
         try:
+            asyncio.run(_templates_are_offered(contact))
             yield Runtime(folder, contact)
         finally:
             child.stop()
+
+
+async def _templates_are_offered(contact: Contact) -> None:
+    """The services offer them after they have said that they are up; what asks earlier finds no blueprint."""
+    async with open_channel(contact.address, token=contact.token()) as channel, asyncio.timeout(TEMPLATES_LIMIT_S):
+        library = LibraryClient(lambda: channel)
+        request = library_pb2.ListBlueprintsRequest(page=resource_pb2.PageRequest(page_size=len(TEMPLATES)))
+        while len((await library.list_blueprints(request)).blueprints) < len(TEMPLATES):
+            await asyncio.sleep(0.1)
 
 
 @dataclass(frozen=True, slots=True)

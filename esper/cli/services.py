@@ -53,6 +53,8 @@ def run_serve(options: argparse.Namespace) -> int:
     from esper.runtime.serve import ServeOptions, serve
 
     peers = dict(peer.partition("=")[::2] for peer in options.peer)
+    if bare := [component for component, address in peers.items() if not address]:
+        raise InvalidConfig(f"--peer must be COMPONENT=HOST:PORT, got {', '.join(bare)}")
     if unknown := set(peers) - set(COMPONENTS):
         raise InvalidConfig(f"--peer names {', '.join(sorted(unknown))}; components are {', '.join(COMPONENTS)}")
     settings = ServeOptions(

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from esper.errors import InvalidConfig
+from esper.runtime.runs import find_run
 from esper.runtime.spec import RUNS, TrainSpec, read_spec, spec_from
 
 TASKS = ("digits", "text", "tabular")
@@ -46,7 +47,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     if options.resume:
-        spec = read_spec(RUNS / options.resume / "spec.json")
+        spec = read_spec(find_run(RUNS, options.resume).folder / "spec.json")
         spec = dataclasses.replace(spec, resume=True, home=options.home)
         return _conduct(spec, options, controls=options.controls)
     if not options.what:

@@ -95,7 +95,7 @@ def _in_bounds(
             known.discard(identity)
             taken.append(choice)
     if sum(map(len, by_site.values())) > most:
-        first = turn % len(by_site)
+        first = turn * most % len(by_site)
         sites = [*by_site.values()][first:] + [*by_site.values()][:first]
         ranks = max(map(len, sites))
         kept = [site[rank] for rank in range(ranks) for site in sites if rank < len(site)][:most]

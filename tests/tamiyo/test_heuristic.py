@@ -106,7 +106,9 @@ def test_growth_ends_where_no_gain_is_expected_that_would_be_kept():
     rows = [summary(n, mean_isolated_gain=0.01) for n in (1, 2, 3)]
     response = answer(packet(), summaries=rows)
     assert not commands(response)
-    assert only(response).reason == "no event pays: the best expected gain is +1.00%, and 1.0% or less is not kept"
+    assert only(response).reason == (
+        "the best expected gain is +1.00%; a gain of 1.0% or less is not kept, so no event pays"
+    )
 
 
 def test_growth_goes_on_while_one_candidate_is_unknown_or_promising():

@@ -5,6 +5,8 @@ import pytest
 from esper.api.tamiyo.v1 import controller_pb2 as pb
 from esper.errors import InvalidConfig
 from esper.tamiyo import policies
+from esper.tamiyo.codec import read_option
+from esper.tamiyo.memory import load
 from esper.tamiyo.policies import POLICIES, policy_named
 from esper.tamiyo.policy import Choice, Offer
 
@@ -12,6 +14,7 @@ from .scenes import KERNELS, answer, commands, germinated, kernel, memory, only,
 
 PLATEAU = memory(losses=[(100 * i, 0.5) for i in range(6)])
 GROWING = sorted(set(POLICIES) - {"never"})
+TOO_LARGE = read_option(kernel(9))
 
 
 def grown(policy, *arguments, **changes):
@@ -35,7 +38,7 @@ def test_all_the_policies_asked_for_are_there():
 
 
 def test_an_unknown_policy_is_refused_with_the_names_of_those_there_are():
-    with pytest.raises(InvalidConfig, match="no policy 'greedy'; there are never, periodic-random, .*, bandit"):
+    with pytest.raises(InvalidConfig, match=r"no policy 'greedy'; there are never, periodic-random, .*, bandit"):
         answer(packet("greedy"))
 
 
@@ -137,18 +140,12 @@ class Greedy:
         return True, "always"
 
     def choose(self, situation, room):
-        refused = [Offer(offer.site, KERNELS_TOO_LARGE) for offer in situation.offers]
+        refused = [Offer(offer.site, TOO_LARGE) for offer in situation.offers]
         return [Choice(offer, "more") for offer in [*refused, *situation.offers, *situation.offers]]
 
 
-KERNELS_TOO_LARGE = None
-
-
 def test_a_policy_that_breaks_the_rules_is_cut_to_them(monkeypatch):
-    from esper.tamiyo.codec import read_option
-
     monkeypatch.setitem(policies.POLICIES, "greedy", Greedy())
-    monkeypatch.setattr("tests.tamiyo.test_policies.KERNELS_TOO_LARGE", read_option(kernel(9)))
     response = grown("greedy", [*KERNELS, kernel(9)], budget={"max_added_parameters": 350})
     assert germinated(response) == [("fc1", 0, 1), ("fc1", 1, 2), ("fc2", 0, 1), ("fc2", 1, 2)]
 
@@ -156,7 +153,5 @@ def test_a_policy_that_breaks_the_rules_is_cut_to_them(monkeypatch):
 def test_what_an_earlier_life_left_behind_does_not_speak_for_the_new_one():
     # its germination was refused, or its end was not seen
     stale = memory(losses=[(i, 0.5) for i in range(6)], tracked=[tracked("fc1", 0, event_id="event-0")])
-    from esper.tamiyo.memory import load
-
     kept = load(grown("largest-on-schedule", controller_state=stale).controller_state).tracked
     assert [(t.site, t.slot, t.event_id) for t in kept] == [("fc1", 0, "event-1")]

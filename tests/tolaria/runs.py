@@ -31,9 +31,9 @@ def begin(directory: Path, *, keep: bool = True, **options: object) -> LocalRun:
 
 def go_on(directory: Path, shelf: Shelf, *, keep: bool = True, **options: object) -> LocalRun:
     """The run that died in `directory`, put to its latest checkpoint; `shelf` is the library, which outlives it."""
+    manifest, tensors = CheckpointStore(directory / "checkpoints").latest()
     local = start(noisy(), directory, **({"steps": STEPS, "shelf": shelf} | options))
     local.line.decide = Script(shelf, keep=keep)
-    manifest, tensors = CheckpointStore(directory / "checkpoints").latest()
     local.line._sequence = 1 << 20  # a broker would go on counting
     local.session.resume(manifest, tensors)
     return local

@@ -92,7 +92,7 @@ def _crash_after_rollback(base, images):
     return trouble
 
 
-@pytest.mark.parametrize(("crash", "checkpoint"), [(48, 20), (68, 50)])
+@pytest.mark.parametrize(("crash", "checkpoint"), [(48, 20), (68, 40)])
 def test_a_checkpoint_of_what_was_undone_is_passed_over(between, crash, checkpoint):
     base, images, first, course = between
     crash_to(images[crash], base / "run")
@@ -104,6 +104,12 @@ def test_a_checkpoint_of_what_was_undone_is_passed_over(between, crash, checkpoi
     local = go_on(base / "run", first.shelf, checkpoint_every_steps=10)
     again = follow(local, STEPS, trouble=poison_at(66) if crash < 66 else None)
     let_go(local)
+    print([s for s in range(checkpoint + 1, STEPS + 1) if again.losses[s] != course.losses[s]])
+    print([(m.rollback.step,m.rollback.restored_step) for m in first.heard if m.HasField("rollback")])
+    print([(m.rollback.step,m.rollback.restored_step) for m in local.heard if m.HasField("rollback")])
+    print(*[t for t in again.transitions if t.step>=20],sep="\n")
+    print()
+    print(*[t for t in course.transitions if t.step>=20],sep="\n")
     assert all(again.losses[s] == course.losses[s] for s in range(checkpoint + 1, STEPS + 1))
     assert same_parameters(course, again)
 

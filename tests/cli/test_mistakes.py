@@ -1,0 +1,158 @@
+"""What a mistake on the command line or in a settings file gets: one line that names it and the way out.
+
+Nothing is started for it: no runtime, no folder of a run.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+COMMANDS = ("demo", "train", "up", "serve", "runs", "show", "export", "rebuild", "seed", "pause", "resume", "explain")
+
+
+@pytest.fixture
+def refused(esper, tmp_path):
+    """Run a command that must fail; its error, which is one line for the user."""
+
+    def run(*arguments, status=1):
+        said = esper(*arguments)
+        assert said.status == status, said
+        assert said.out == ""
+        assert not (tmp_path / "runs").exists() and not (tmp_path / ".esper" / "runtime.json").exists()
+        if status == 1:
+            assert said.err.startswith("esper: ") and "Traceback" not in said.err
+        return said.err
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(esper, command):
+    said = esper(command, "--help")
+    assert said.status == 0
+    assert said.out.startswith(f"usage: esper {command}")
+
+
+def test_no_command_and_an_unknown_one_list_what_there_is(refused):
+    assert "COMMAND" in refused(status=2)
+    err = refused("dmeo", status=2)
+    assert all(command in err for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("demo", "--task", "speech"), ("speech", "digits", "text", "tabular")),
+        (("demo", "--policy", "heuristc"), ("heuristc", "heuristic")),
+        (("demo", "--steps", "many"), ("--steps", "many")),
+        (("demo", "--stepz", "5"), ("--stepz",)),
+        (("serve", "tamyo"), ("tamyo", "tamiyo", "urza")),
+        (("serve",), ("component",)),
+        (("seed", "water", "run"), ("water", "germinate", "cull", "release", "list")),
+        (("seed", "cull", "run"), ("seed",)),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_word_is_named_with_those_that_are_known(refused, arguments, words):
+    err = refused(*arguments, status=2)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize("services", [(), ("--no-services",)], ids=["services", "alone"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("demo", "--policy", "gnn"), ("gnn", "heuristic")),
+        (("demo", "--steps", "-5"), ("steps must be >= 0", "-5")),
+        (("demo", "--run-id", "No Spaces"), ("run_id 'No Spaces' must match",)),
+        (("train",), ("module:callable", "--resume")),
+        (("train", "--resume", "gone"), ("no run 'gone'", "there are: none")),
+        (("train", "nowhere"), ("'module:callable'", "nowhere")),
+        (("train", "no_such_module:task"), ("no_such_module", "cannot be imported")),
+        (("train", "json:no_such_name"), ("no_such_name", "cannot be imported")),
+        (("train", "json:dumps"), ("json:dumps",)),
+        (("train", "absent.yaml"), ("absent.yaml", "cannot be read")),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_used_is_named_before_anything_starts(refused, arguments, words, services):
+    err = refused(*arguments, *services)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("task: esper.tolaria.tasks.digits:task\nstep: 5", ("no key 'step'", "did you mean 'steps'")),
+        ("task: esper.tolaria.tasks.digits:task\ngrowth: {polcy: never}", ("no key 'polcy'", "did you mean 'policy'")),
+        ("task: esper.tolaria.tasks.digits:task\nbudget: {max_event: 1}", ("did you mean 'max_events'",)),
+        ("task: esper.tolaria.tasks.digits:task\ngrowth: [never]", ("growth must be dict",)),
+        ("task: esper.tolaria.tasks.digits:task\nsteps: soon", ("steps must be int",)),
+        ("task: esper.tolaria.tasks.digits:task\narguments: {batchsize: 4}", ("does not take", "batchsize")),
+        ("steps: 5", ("no task",)),
+        ("- a\n- b", ("must hold keys and values",)),
+        ("{", ("cannot be read as YAML",)),
+        ("", ("must hold keys and values",)),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_settings_file_is_named(refused, tmp_path, text, words):
+    (tmp_path / "run.yaml").write_text(text)
+    err = refused("train", "run.yaml")
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--address", "nonsense"), ("--address must be HOST:PORT", "nonsense")),
+        (("--address", "127.0.0.1:99999"), ("--address must be HOST:PORT",)),
+        (("--workers", "0"), ("--workers must be >= 1",)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", [("up",), ("serve", "urza", "--broker", "nats://x@127.0.0.1:1")], ids=lambda c: c[0])
+def test_a_wrong_option_of_a_server_is_named(refused, command, arguments, words):
+    err = refused(*command, *arguments)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("--broker nats://TOKEN@HOST:PORT",)),
+        (("--broker", "http://127.0.0.1:1"), ("--broker must be nats://", "http://127.0.0.1:1")),
+        (("--broker", "nats://x@127.0.0.1:1", "--peer", "urzza=127.0.0.1:1"), ("--peer names urzza", "urza")),
+        (("--broker", "nats://x@127.0.0.1:1", "--peer", "urza"), ("--peer", "COMPONENT=HOST:PORT", "urza")),
+    ],
+    ids=str,
+)
+def test_a_service_alone_says_what_it_needs(refused, arguments, words):
+    err = refused("serve", "oona", *arguments)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("seed", "list", "run"),
+        ("seed", "kernels", "run"),
+        ("seed", "cull", "run", "conv1/0"),
+        ("pause", "run"),
+        ("resume", "run"),
+        ("explain", "run/1/1"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_for_a_runtime_says_that_none_runs_and_how_to_start_one(refused, arguments):
+    err = refused(*arguments, "--home", "nowhere")
+    assert "no runtime runs in nowhere" in err and "esper up --home nowhere" in err
+
+
+def test_an_error_reaches_the_shell_as_one_line_and_status_1(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-m", "esper", "demo", "--steps", "-1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1 and ran.stderr.startswith("esper: ")
