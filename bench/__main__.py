@@ -67,7 +67,7 @@ def _default(gpu: bool) -> list[Bench]:
     fitting = [bench for bench in map(registry.load, registry.names()) if bench.gpu or not gpu]
     for bench in fitting:
         if bench.long:
-            print(f"{bench.name} takes long and is left out; run it with: python -m bench {bench.name}", file=sys.stderr)
+            print(f"{bench.name} takes long and is left out; run: python -m bench {bench.name}", file=sys.stderr)
     return [bench for bench in fitting if not bench.long]
 
 

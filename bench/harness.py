@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,26 +109,36 @@ def _median_again(ratios: list[np.ndarray], draw: np.random.Generator) -> float:
     return float(np.median(np.concatenate([draw.choice(ratios[i], len(ratios[i])) for i in chosen])))
 
 
-def compare(build: Callable[[], Arms], effort: Effort, clock: Clock = wall_clock) -> Comparison:
-    """Time the arms that `build` makes; it is called once a round and must name a BASELINE and a CONTROL."""
+def compare(
+    build: Callable[[], Arms],
+    effort: Effort,
+    clock: Clock = wall_clock,
+    around: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> Comparison:
+    """Time the arms that `build` makes; it is called once a round and must name a BASELINE and a CONTROL.
+
+    `around(arm)` is entered for each block of an arm and not timed.
+    """
     order = random.Random(0)
     rounds, calls = [], 0
     with one_thread():
         for _ in range(effort.rounds):
             arms = build()
-            for call in arms.values():
-                for _ in range(WARM_UP_CALLS):
-                    call()
+            for name, call in arms.items():
+                with around(name):
+                    _block(call, WARM_UP_CALLS, clock)
             calls = calls or _calls_per_block(arms[BASELINE], effort, clock)
-            rounds.append([_turn(arms, calls, order, clock) for _ in range(effort.turns)])
+            turns = []
+            for _ in range(effort.turns):
+                names = list(arms)
+                order.shuffle(names)
+                turn = {}
+                for name in names:
+                    with around(name):
+                        turn[name] = _block(arms[name], calls, clock) / calls
+                turns.append({name: turn[name] for name in arms})
+            rounds.append(turns)
     return Comparison(rounds)
-
-
-def _turn(arms: Arms, calls: int, order: random.Random, clock: Clock) -> Turn:
-    """Every arm once."""
-    names = list(arms)
-    order.shuffle(names)
-    return {name: _block(arms[name], calls, clock) / calls for name in names}
 
 
 def _calls_per_block(call: Call, effort: Effort, clock: Clock) -> int:

@@ -115,7 +115,15 @@ def transformers_architectures() -> dict[str, Architecture]:
     convolutional = {"num_channels": 3, "hidden_sizes": [12, 20], "depths": [1, 1], "num_labels": 5}
     t5 = {"vocab_size": 60, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "use_cache": False}
     opt = {**decoder, "ffn_dim": 48, "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False}
-    distil = {**wide, "vocab_size": 60, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 32}
+    distil = {
+        **wide,
+        "vocab_size": 60,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 48,
+        "max_position_embeddings": 32,
+    }
     gpt2 = {**wide, "vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "use_cache": False}
     swin = {**image, **wide, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
     vit = {**image, **{k: v for k, v in encoder.items() if k != "vocab_size"}, "patch_size": 8}

@@ -1,4 +1,4 @@
-"""What the whole of Esper costs a run that does not grow: the demo's digits task, with all services up, against its bare loop.
+"""What the whole of Esper costs a run that does not grow: the digits task under all services, against its bare loop.
 
 `ratio`: wall time of 100 training steps with the decision point that ends them, under a session on
 the real courier with growth off, to the same steps of `train_bare`. The services' start, and

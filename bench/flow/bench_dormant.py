@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.flow.hosts import HOSTS, Host
+from bench.flow.services import close_session
 from bench.flow.silent_line import SilentLine
 from bench.harness import BASELINE, CANDIDATE, CONTROL, Arms, Call, Effort, compare, one_thread, thread_clock
 from bench.registry import Options
@@ -94,8 +95,6 @@ def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor
     """Model and optimiser under a session whose decision points never come."""
     parts, batch = _parts(host), host.batch()
     handle = wrap(parts.model, list(host.targets), example=batch)
-    line = SilentLine()
-    stack.callback(line.close)
     plan = Plan(
         run_id="dormant",
         directory=folder,
@@ -106,7 +105,9 @@ def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor
         seed=0,
         deterministic=False,
     )
-    return parts, batch, open_session(handle, make_run(handle, parts, plan, line), None)
+    session = open_session(handle, make_run(handle, parts, plan, SilentLine()), None)
+    stack.callback(close_session, session)
+    return parts, batch, session
 
 
 def _steps(parts: Parts, batch: Tensor, session: Session | None) -> Call:

@@ -85,7 +85,9 @@ async def made(case: str, services: Runtime, channel: grpc.aio.Channel) -> Sampl
     request = library_pb2.DownloadKernelRequest(artifact_id=artifact_id)
     manifest, files = await LibraryClient(lambda: channel).download_kernel(request)
     artifact = Artifact(manifest, files)
-    return Sample(f"{case}, {artifact.size_bytes / KB:.0f} KB", artifact, interface, read_trust(services.home.trust_file))
+    return Sample(
+        f"{case}, {artifact.size_bytes / KB:.0f} KB", artifact, interface, read_trust(services.home.trust_file)
+    )
 
 
 async def fetched(sample: Sample, channel: grpc.aio.Channel) -> None:

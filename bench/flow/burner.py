@@ -1,4 +1,4 @@
-"""A foreign process that is as busy as it is told: one share of a core a line on standard input, "0.8", until it ends."""
+"""A foreign process that is as busy as it is told: each line on standard input, "0.8", is a share of a core."""
 
 import select
 import sys

@@ -108,7 +108,7 @@ async def _templates_are_offered(contact: Contact) -> None:
     """The services offer them after they have said that they are up; what asks earlier finds no blueprint."""
     async with open_channel(contact.address, token=contact.token()) as channel, asyncio.timeout(TEMPLATES_LIMIT_S):
         library = LibraryClient(lambda: channel)
-        request = library_pb2.ListBlueprintsRequest(page=resource_pb2.PageRequest(page_size=len(TEMPLATES)))
+        request = library_pb2.ListBlueprintsRequest(page=resource_pb2.PageRequest(size=len(TEMPLATES)))
         while len((await library.list_blueprints(request)).blueprints) < len(TEMPLATES):
             await asyncio.sleep(0.1)
 
@@ -125,8 +125,14 @@ class Attached:
     def close(self) -> None:
         """Let go without ending the run in good order: nothing of it is wanted."""
         self.session.reports.goodbye("the measurement is over")
-        self.session.run.line.close()
-        self.session.run.spool.close()
+        close_session(self.session)
+
+
+def close_session(session: Session) -> None:
+    """Let go of what a session that is not finished holds."""
+    session.run.line.close()
+    session.run.spool.close()
+    session.arrivals.journal.close()
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ class Sculptor:
         findings = [write_finding(finding, packet.run_id, packet.step, self.now()) for finding in judged]
         for finding in findings:
             self.findings.append(finding)
-        commands += self._probe(packet)
+        commands += self._probe(packet, {finding.probed.key for finding in judged if finding.remove})
         return pb.AdviseResponse(commands=commands, findings=findings)
 
     def _judge(self, packet: state_pb2.SystemStatePacket) -> list[Finding]:
@@ -50,7 +50,7 @@ class Sculptor:
         strikes = self._strikes(packet, fossils, {probed.probe_id for probed in probes.values()})
         return one_at_a_time([judge(probed, strikes, what_hinders(packet)) for probed in probes.values()])
 
-    def _probe(self, packet: state_pb2.SystemStatePacket) -> list[control_pb2.ControlCommand]:
+    def _probe(self, packet: state_pb2.SystemStatePacket, going: Set[str]) -> list[control_pb2.ControlCommand]:
         step, command = self._last_probe.get(packet.run_id, (0, None))
         if command is not None and command.probe.probe_id == probe_id(packet):
             return [command]  # the packet came again
@@ -58,7 +58,8 @@ class Sculptor:
         if last > packet.step:
             last = 0  # the run has gone back behind it
         every = packet.settings.probe_every_steps
-        fossils, reason = probe_now(read_fossils(packet), packet.step, last, every, what_hinders(packet))
+        staying = [fossil for fossil in read_fossils(packet) if fossil.key not in going]
+        fossils, reason = probe_now(staying, packet.step, last, every, what_hinders(packet))
         if not fossils:
             return []
         command = write_probe(fossils, packet, reason)

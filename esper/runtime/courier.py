@@ -65,6 +65,7 @@ class Courier:
         self._sequence = 0
         self._thunks: deque[Message | Callable[[], None]] = deque()
         self._unacknowledged: deque[trainer_pb2.AttachRequest] = deque()
+        self._line = 0  # lines opened and lost so far
         self._sent = 0  # of the unacknowledged, on this line
         self._jobs: dict[str, nursery_pb2.Job] = {}  # without a last result
         self._over = False  # the runtime has the goodbye
@@ -188,7 +189,7 @@ class Courier:
             self._sent, self._channel = 0, channel
             self._ask_again()
             stub: Any = trainer_pb2_grpc.TrainerServiceStub(channel)
-            replies: AsyncIterator[trainer_pb2.AttachResponse] = stub.Attach(self._requests())
+            replies: AsyncIterator[trainer_pb2.AttachResponse] = stub.Attach(self._requests(self._line))
             try:
                 async for reply in replies:
                     self._take(reply)
@@ -196,12 +197,16 @@ class Courier:
                         return
             finally:
                 self._channel = None
+                self._line += 1
 
-    async def _requests(self) -> AsyncIterator[trainer_pb2.AttachRequest]:
-        """Hello first, then what is unacknowledged, then what comes."""
-        while not self._closing or self._thunks:
+    async def _requests(self, line: int) -> AsyncIterator[trainer_pb2.AttachRequest]:
+        """Hello first, then what is unacknowledged, then what comes.
+
+        gRPC goes on asking after the line is lost; what it were given then would be missing on the next one.
+        """
+        while self._line == line and (not self._closing or self._thunks):
             self._prepare()
-            while self._sent < len(self._unacknowledged):
+            while self._line == line and self._sent < len(self._unacknowledged):
                 request = self._unacknowledged[self._sent]
                 self._sent += 1
                 yield request

@@ -1,5 +1,6 @@
 """Build a run's model again from its lineage and weights, and prove it equal to the exported one."""
 
+import pickle
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,7 +44,7 @@ def rebuild_run(run: StoredRun) -> str:
     """
     task, model, batch = _rebuilt(run)
     exported = run_source((run.folder / "model.py").read_text())
-    exported.load_state_dict(_weights(run))
+    _put(run, exported, _weights(run))
     exported.eval()
     compared = 0
     with torch.no_grad():
@@ -78,7 +79,7 @@ def _rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
     specs = fossils_of(run)
     kernels = {spec.artifact_id: _kernel(run, spec.artifact_id) for spec in specs if not spec.folded}
     regrow(model, find_sites(task, model, (spec.seed.site for spec in specs)), specs, kernels)
-    model.load_state_dict(state)
+    _put(run, model, state)
     return task, model.eval(), task.micro_batches(0)[0]
 
 
@@ -102,8 +103,18 @@ def _weights(run: StoredRun) -> dict[str, Tensor]:
         raise NotFound(
             f"run {run.run_id} left no model.py and model.pt: {run.result.get('export') or 'it did not end'}"
         )
-    state: dict[str, Tensor] = torch.load(path, weights_only=True)
+    try:
+        state: dict[str, Tensor] = torch.load(path, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise Corrupt(f"{path} cannot be read as weights: {error}") from error
     return state
+
+
+def _put(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise Corrupt(f"{run.folder / 'model.pt'} does not hold the weights of run {run.run_id}: {error}") from error
 
 
 def _kernel(run: StoredRun, artifact_id: str) -> Kernel:

@@ -53,6 +53,13 @@ class ServeOptions:
             raise InvalidConfig(f"--address must be HOST:PORT, got {self.address!r}; port 0 takes a free one")
         if self.workers < 1:
             raise InvalidConfig(f"--workers must be >= 1, got {self.workers}")
+        if self.broker:
+            _read_broker(self.broker)
+        elif len(self.components) == 1:
+            raise InvalidConfig(
+                "a service alone needs a broker: --broker nats://TOKEN@HOST:PORT, with the address that `esper up` "
+                "prints and the token in its token file"
+            )
 
 
 async def serve(options: ServeOptions, *, say: Callable[[str], None] = print) -> int:
@@ -149,16 +156,18 @@ def _free(port: int) -> bool:
 def _broker(options: ServeOptions, home: Home, stack: AsyncExitStack, port: int) -> tuple[Broker | None, Address]:
     """One of our own, or the broker named, which is somebody else's to keep."""
     if options.broker:
-        scheme, _, rest = options.broker.partition("://")
-        token, _, host = rest.rpartition("@")
-        if scheme != "nats" or not host:
-            raise InvalidConfig(f"--broker must be nats://TOKEN@HOST:PORT, got {options.broker!r}")
-        return None, Address(f"nats://{host}", token=token or None)
-    if len(options.components) == 1:
-        raise InvalidConfig("a service alone needs a broker: --broker nats://TOKEN@HOST:PORT, as `esper up` prints it")
+        return None, _read_broker(options.broker)
     broker = Broker(home.folder("broker"), token=home.make_token(), options=BrokerOptions(port=port))
     stack.enter_context(broker)
     return broker, broker.address
+
+
+def _read_broker(url: str) -> Address:
+    scheme, _, rest = url.partition("://")
+    token, _, host = rest.rpartition("@")
+    if scheme != "nats" or _port_of(host) is None:
+        raise InvalidConfig(f"--broker must be nats://TOKEN@HOST:PORT, got {url.replace(token or ' ', '***')!r}")
+    return Address(f"nats://{host}", token=token or None)
 
 
 def _expose(address: str, metrics: Metrics | None) -> Callable[[], None]:

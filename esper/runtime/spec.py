@@ -45,8 +45,12 @@ class TrainSpec:
             raise InvalidConfig(f"steps must be >= 0 and threads >= 1, got {self.steps} and {self.threads}")
 
     def growth_settings(self, task_defaults: Mapping[str, Any]) -> GrowthSettings:
-        """The task's own settings with this run's laid over them."""
-        return from_mapping(GrowthSettings, {**task_defaults, **self.growth}, "growth")
+        """The task's own settings with this run's laid over them. Raises InvalidConfig for a wrong one."""
+        from esper.tamiyo.policies import policy_named  # needs torch, which `esper runs` does without
+
+        settings = from_mapping(GrowthSettings, {**task_defaults, **self.growth}, "growth")
+        policy_named(settings.policy)
+        return settings
 
     def budget_settings(self) -> Budget:
         return from_mapping(Budget, self.budget, "budget")

@@ -36,7 +36,7 @@ def main() -> int:
     stopping = _stop_on_signal()
     try:
         train_run(spec, stop=stopping)
-    except EsperError as error:
+    except (EsperError, OSError) as error:  # an OSError is a disk that is full or not ours: it names the file
         print(f"esper: {error}", file=sys.stderr)
         return 1
     return 0

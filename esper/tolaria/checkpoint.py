@@ -54,6 +54,7 @@ class CheckpointStore:
             _sync_folder(self.folder)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
+            self._put_back()
             raise Exhausted(
                 f"checkpoint of step {manifest.step} cannot be written to {self.folder}: {error}; free some disk space"
             ) from error
@@ -72,6 +73,7 @@ class CheckpointStore:
         One that is damaged is passed over, and so is one of steps that the run went back over later, by the
         journal beside the checkpoints; `warn` says so. Raises NotFound where there is none.
         """
+        self._put_back()
         for folder in self.folders():
             try:
                 manifest = read_checkpoint(folder)
@@ -82,6 +84,12 @@ class CheckpointStore:
                 return manifest, folder / _TENSORS
             self.warn(f"the run went back to before checkpoint {folder}; trying the next older one")
         raise NotFound(f"no sound checkpoint in {self.folder}; start the run anew")
+
+    def _put_back(self) -> None:
+        """A checkpoint that was to be replaced when the writing ended goes back to its place."""
+        for replaced in self.folder.glob("step-*.replaced"):
+            if not replaced.with_suffix("").exists():
+                replaced.rename(replaced.with_suffix(""))
 
     @staticmethod
     def _fill(partial: Path, target: Path, manifest: trainer_pb2.CheckpointManifest, tensors: Path) -> None:

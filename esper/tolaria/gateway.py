@@ -85,6 +85,7 @@ class Gateway:
         if first is None or not first.HasField("hello"):
             raise InvalidRequest("the first message of a line must be hello")
         desk = await self._open(first)
+        outbox = desk.outbox
         tasks = [
             asyncio.create_task(self._listen(desk, requests)),
             asyncio.create_task(
@@ -95,13 +96,14 @@ class Gateway:
         try:
             yield self._welcome()
             yield trainer_pb2.AttachResponse(acknowledged=first.sequence)
-            async for response in _until(tasks, desk.outbox):
+            async for response in _until(tasks, outbox):
                 yield response
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._closed(desk)
+            if desk.outbox is outbox:  # otherwise the trainer is back on a new line already
+                self._closed(desk)
 
     async def _open(self, first: trainer_pb2.AttachRequest) -> RunDesk:
         hello = first.hello

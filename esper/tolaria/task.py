@@ -148,7 +148,10 @@ def same_batch(a: Batch, b: Batch) -> bool:
     """Whether two batches hold the same tensors in the same structure."""
     left, left_spec = _pytree.tree_flatten(a)
     right, right_spec = _pytree.tree_flatten(b)
-    return left_spec == right_spec and all(
-        torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
-        for x, y in zip(left, right, strict=True)
-    )
+    return left_spec == right_spec and all(_same_leaf(x, y) for x, y in zip(left, right, strict=True))
+
+
+def _same_leaf(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) or isinstance(y, Tensor):
+        return isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y)
+    return x is y or bool(x == y)

@@ -112,7 +112,9 @@ def test_a_mistake_in_a_settings_file_is_named(refused, tmp_path, text, words):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("command", [("up",), ("serve", "urza", "--broker", "nats://x@127.0.0.1:1")], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [("up",), ("serve", "urza", "--broker", "nats://x@127.0.0.1:1")], ids=lambda c: c[0]
+)
 def test_a_wrong_option_of_a_server_is_named(refused, command, arguments, words):
     err = refused(*command, *arguments)
     assert all(word in err for word in words), err
@@ -152,7 +154,11 @@ def test_a_command_for_a_runtime_says_that_none_runs_and_how_to_start_one(refuse
 
 def test_an_error_reaches_the_shell_as_one_line_and_status_1(tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-m", "esper", "demo", "--steps", "-1"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "esper", "demo", "--steps", "-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 1
     assert ran.stderr.count("\n") == 1 and ran.stderr.startswith("esper: ")

@@ -96,10 +96,15 @@ class Runtime(Esper):
         return self.home.contact()
 
     def part(self, *words: str) -> psutil.Process:
-        """The one process below this one whose command line holds all `words`; of several, the oldest."""
-        found = [p for p in self.family() if all(word in " ".join(_command(p)) for word in words)]
-        assert found, f"no process with {words} below {self.pid}"
-        return min(found, key=lambda p: p.create_time())
+        """The process below this one whose command line holds all `words`; of several, the oldest."""
+        found: list[psutil.Process] = []
+
+        def there() -> list[psutil.Process]:
+            found[:] = [p for p in self.family() if all(word in " ".join(_command(p)) for word in words)]
+            return found
+
+        until(there, 20, f"no process with {words} below {self.pid}")
+        return min(found, key=lambda p: p.pid)
 
     def _ready(self) -> bool:
         assert self.running, f"it ended with {self.process.returncode}:\n{self.text}"

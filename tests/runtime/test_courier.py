@@ -102,6 +102,21 @@ def test_what_is_said_while_nobody_listens_is_said_later(host, courier):
     assert host.peer.texts() == [str(number) for number in range(100)]
 
 
+def test_nothing_is_lost_in_many_attempts_to_open_the_line(host, courier):
+    """A call that failed goes on asking for messages for a while: it must get none."""
+    host.down()
+    for number in range(60):
+        courier.post(note(str(number)))
+        time.sleep(0.02)
+    host.up()
+    for number in range(60, 120):
+        courier.post(note(str(number)))
+        time.sleep(0.02)
+    until(lambda: not courier._unsaid())
+    assert host.peer.texts() == [str(number) for number in range(120)]
+    assert host.peer.heard(-1) == list(range(2, 122))
+
+
 def test_a_new_line_says_which_command_was_the_last(host, courier):
     host.peer.answer = lambda request: [
         *acknowledge(request),

@@ -10,7 +10,9 @@ from esper.runtime.spec import TrainSpec, read_spec, spec_from
 
 
 def test_a_spec_comes_back_as_it_was_written(tmp_path):
-    spec = TrainSpec(task="a:b", arguments={"x": 1}, directory=str(tmp_path / "r"), run_id="r", growth={"policy": "never"})
+    spec = TrainSpec(
+        task="a:b", arguments={"x": 1}, directory=str(tmp_path / "r"), run_id="r", growth={"policy": "never"}
+    )
     assert read_spec(spec.write()) == spec
 
 
@@ -64,6 +66,8 @@ def test_a_spec_without_task_says_how_to_name_one():
     ("growth", "words"),
     [
         ({"polcy": "never"}, "growth has no key 'polcy'; did you mean 'policy'"),
+        ({"policy": "heuristc"}, "no policy 'heuristc'; there are .*heuristic"),
+        ({"policy": "gnn"}, "policy 'gnn' is not in this release"),
         ({"nursery_steps": 0}, "nursery_steps must be >= 1"),
         ({"nursery_steps": "300"}, "growth.nursery_steps must be int, got '300'"),
         ({"strategy": "magic"}, "must be one of residual, convex, gated"),

@@ -138,9 +138,9 @@ def packet(policy: str = "heuristic", **changes: Any) -> state_pb2.SystemStatePa
 
 
 def measured(
-    gain: float, standard_errors: float = 5.0, *, control_mean: float = 1.0, pairs: int = 250
+    gain: float, standard_errors: float = 5.0, *, control_mean: float = 100.0, pairs: int = 250
 ) -> training_pb2.PairedMeasurement:
-    """Losses with that relative gain, at that many standard errors from 0."""
+    """Losses with that relative gain, at that many standard errors from 0; whole percents are exact."""
     difference = gain * control_mean
     return training_pb2.PairedMeasurement(
         pairs=pairs,

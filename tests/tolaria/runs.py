@@ -1,5 +1,6 @@
 """A run of the noisy digits task that germinates, inserts and judges, and what a crash would leave of it."""
 
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,8 @@ def follow(local: LocalRun, until: int = STEPS, *, images: dict[int, Path] | Non
     course = Course()
 
     def after_step(run: LocalRun) -> None:
-        course.losses[run.session.steps_done] = run.losses[-1]
+        if math.isfinite(run.losses[-1]):  # a lost step has no place in the course
+            course.losses[run.session.steps_done] = run.losses[-1]
         if images and (to := images.get(run.session.steps_done)) and not to.exists():
             shutil.copytree(run.run.directory, to)
         if trouble:

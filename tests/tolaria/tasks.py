@@ -29,8 +29,9 @@ class NoisyConvNet(digits.SmallConvNet):
 def noisy(seed: int = 0) -> Task:
     """Digits with dropout, moments and a learning rate that falls: all there is to restore."""
     return replace(
-        digits.task(seed=seed, steps=250),
+        digits.task(seed=seed, steps=250, batch_size=64),
         name="noisy",
+        growth={},
         make_model=NoisyConvNet,
         make_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
         make_scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400),

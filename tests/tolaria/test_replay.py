@@ -104,12 +104,6 @@ def test_a_checkpoint_of_what_was_undone_is_passed_over(between, crash, checkpoi
     local = go_on(base / "run", first.shelf, checkpoint_every_steps=10)
     again = follow(local, STEPS, trouble=poison_at(66) if crash < 66 else None)
     let_go(local)
-    print([s for s in range(checkpoint + 1, STEPS + 1) if again.losses[s] != course.losses[s]])
-    print([(m.rollback.step,m.rollback.restored_step) for m in first.heard if m.HasField("rollback")])
-    print([(m.rollback.step,m.rollback.restored_step) for m in local.heard if m.HasField("rollback")])
-    print(*[t for t in again.transitions if t.step>=20],sep="\n")
-    print()
-    print(*[t for t in course.transitions if t.step>=20],sep="\n")
     assert all(again.losses[s] == course.losses[s] for s in range(checkpoint + 1, STEPS + 1))
     assert same_parameters(course, again)
 

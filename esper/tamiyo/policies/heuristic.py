@@ -61,9 +61,7 @@ def overfits(view: RunView) -> tuple[bool, str]:
 
 
 def pick(situation: Situation, offers: Sequence[Offer], room: int) -> list[Choice]:
-    """Up to `room` kernels for one site: the most promising of different families, and the least tried one."""
-    if room <= 0:
-        return []
+    """Up to `room` >= 1 kernels for one site: the most promising of different families, and the least tried one."""
     ranked = sorted(offers, key=lambda o: (promise(situation, o), o.option.artifact_id), reverse=True)
     spread = _one_per_family(ranked)
     taken = spread[: max(1, room - 1)]

@@ -20,8 +20,7 @@ class Split:
 
     def batch(self, step: int, *, size: int, seed: int) -> Rows:
         """`size` training rows drawn with replacement by a generator of (seed, step)."""
-        generator = torch.Generator().manual_seed((seed << 32) + step)
-        rows = torch.randint(len(self.train[0]), (size,), generator=generator)
+        rows = torch.randint(len(self.train[0]), (size,), generator=generator_of(seed, step))
         return self.train[0][rows], self.train[1][rows]
 
     def slice(self, name: str, *, size: int = 256) -> list[Rows]:
@@ -30,6 +29,11 @@ class Split:
             raise InvalidConfig(f"no held-out slice {name!r}; there are {', '.join(self.held_out)}")
         inputs, targets = self.held_out[name]
         return list(zip(inputs.split(size), targets.split(size), strict=True))
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """A generator for one step of a run's data; torch's on the CPU heeds 32 bits of a seed and no more."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**32)
 
 
 def split_rows(inputs: Tensor, targets: Tensor, *, seed: int, counts: dict[str, int]) -> Split:

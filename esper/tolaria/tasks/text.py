@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esper.errors import NotFound
 from esper.tolaria.task import Task
-from esper.tolaria.tasks.splits import Rows
+from esper.tolaria.tasks.splits import Rows, generator_of
 
 SYMBOLS = 128  # ASCII; anything else is symbol 127
 CONTEXT = 64
@@ -115,7 +115,7 @@ def task(seed: int = 0, steps: int = 6000, batch_size: int = 16) -> Task:
         steps=steps,
         make_model=CharTransformer,
         make_optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=2e-3),
-        batch=lambda step: windows(text["train"], batch_size, torch.Generator().manual_seed((seed << 32) + step)),
+        batch=lambda step: windows(text["train"], batch_size, generator_of(seed, step)),
         held_out=held_out,
         loss=cross_entropy,
         score=correct,

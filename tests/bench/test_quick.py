@@ -1,0 +1,76 @@
+"""Every bench runs, with least effort, and gives the rows that it is there for."""
+
+import pytest
+
+from bench import registry
+from bench.registry import Options
+
+QUICK = Options(quick=True)
+
+
+def rows(name):
+    found = list(registry.load(name).rows(QUICK))
+    assert found
+    assert {row.bench for row in found} == {name}
+    return {(row.case, row.metric): row for row in found}
+
+
+def test_dormant():
+    found = rows("dormant")
+    cases = {"Linear", "MLP", "CNN", "transformer"}
+    assert found.keys() == {(c, m) for c in cases for m in ("forward_ratio", "step_ratio", "telemetry_ratio")}
+    assert all(row.target == 1.01 and row.aa_low <= row.aa_high and row.value > 0 for row in found.values())
+
+
+def test_blend():
+    found = rows("blend")
+    assert ("16K float32 forward convex auto", "ratio") in found
+    assert ("16K float32 forward convex auto", "added_us") in found
+
+
+def test_compat():
+    found = rows("compat")
+    assert {metric for _, metric in found} == {"dormant_identical", "alive_matches_spliced", "refused_by_name"}
+    assert all(row.met for row in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # transformers' own
+def test_compat_has_at_least_twelve_architectures_and_all_pass():
+    found = list(registry.load("compat").rows(Options()))
+    assert len({row.case for row in found if row.metric == "dormant_identical"}) >= 12
+    assert [(row.case, row.metric) for row in found if not row.met] == []
+
+
+@pytest.mark.slow
+def test_demo_overhead():
+    found = rows("demo-overhead")
+    assert found.keys() == {("digits", "ratio")}
+    assert found["digits", "ratio"].target == 1.02
+
+
+@pytest.mark.slow
+def test_load():
+    found = rows("load")
+    assert {metric for _, metric in found} == {
+        "memory_us",
+        "disk_ms_per_256kb",
+        "build_ms",
+        "warm_up_ms",
+        "library_ms",
+    }
+    assert all(row.value > 0 for row in found.values())
+
+
+@pytest.mark.slow
+def test_disturb():
+    found = {metric: row for (_, metric), row in rows("disturb").items()}
+    assert found.keys() >= {"inside_esper_p99_share", "inside_esper_max_steps", "external_waits", "median_ratio"}
+    assert found["external_waits"].target == 0
+
+
+@pytest.mark.slow
+def test_growth():
+    found = rows("growth")
+    assert found["digits, seed 0", "never_grown_loss"].value > 0
+    assert found["digits", "gain"].value == found["digits, seed 0", "gain"].value
