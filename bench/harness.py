@@ -9,7 +9,7 @@ The control is the baseline built once more: what its ratio differs from 1 by is
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -25,7 +25,6 @@ Turn = Mapping[str, float]  # seconds per call of each arm
 
 BASELINE, CONTROL, CANDIDATE = "baseline", "control", "candidate"
 RESAMPLES = 1000
-WARM_UP_CALLS = 3
 wall_clock: Clock = time.perf_counter
 # Of the calling thread. For calls that stay on it: other load of the machine is not counted.
 thread_clock: Clock = time.thread_time
@@ -45,6 +44,7 @@ class Effort:
     turns: int = 40
     block_s: float = 0.005
     most_calls: int = 10_000  # in a block
+    warm_up_calls: int = 3  # of each arm of a round, not timed
 
 
 QUICK = Effort(rounds=2, turns=4, block_s=0.0005, most_calls=50)
@@ -65,7 +65,7 @@ def one_thread() -> Iterator[None]:
 class Comparison:
     """What was timed. Arms are named BASELINE, CONTROL and what else was built."""
 
-    rounds: list[list[Turn]]
+    rounds: Sequence[Sequence[Turn]]
 
     def median_s(self, arm: str = BASELINE) -> float:
         """Seconds per call."""
@@ -126,7 +126,7 @@ def compare(
             arms = build()
             for name, call in arms.items():
                 with around(name):
-                    _block(call, WARM_UP_CALLS, clock)
+                    _block(call, effort.warm_up_calls, clock)
             calls = calls or _calls_per_block(arms[BASELINE], effort, clock)
             turns = []
             for _ in range(effort.turns):

@@ -1,5 +1,6 @@
 """Architectures built from their configuration, small, without downloaded weights."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,9 +103,8 @@ TORCH = {
 
 def transformers_architectures() -> dict[str, Architecture]:
     """From the package `transformers`, imported when this is called."""
-    import transformers as hf
-    from transformers.pytorch_utils import Conv1D
-
+    hf: Any = importlib.import_module("transformers")
+    conv1d = importlib.import_module("transformers.pytorch_utils").Conv1D
     hf.logging.set_verbosity_error()
     # at the customary spread of 0.02 the first layers of so small a model hardly reach its output
     wide = {"initializer_range": 0.2}
@@ -129,7 +129,7 @@ def transformers_architectures() -> dict[str, Architecture]:
     vit = {**image, **{k: v for k, v in encoder.items() if k != "vocab_size"}, "patch_size": 8}
     vit.pop("max_position_embeddings")
     return {
-        "gpt2": Architecture(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)), _text, [Conv1D]),
+        "gpt2": Architecture(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)), _text, [conv1d]),
         "llama": Architecture(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama)), _text),
         "mistral": Architecture(lambda: hf.MistralForCausalLM(hf.MistralConfig(**llama)), _text),
         "opt": Architecture(lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt)), _text),

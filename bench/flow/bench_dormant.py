@@ -30,7 +30,9 @@ from esper.tolaria.step import Parts
 
 NAME = "dormant"
 WITHIN = Target(1.01)
-TELEMETRY_EFFORT = Effort(rounds=5, turns=15, block_s=0.0)  # one call is 32 steps
+# One call is 32 steps.
+TELEMETRY_EFFORT = Effort(rounds=5, turns=15, block_s=0.0, warm_up_calls=1)
+TELEMETRY_QUICK = Effort(rounds=1, turns=2, block_s=0.0, warm_up_calls=1)
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -40,7 +42,7 @@ def rows(options: Options) -> Iterator[Row]:
             yield found.row(NAME, case, metric, against="plain model", target=WITHIN)
         with ExitStack() as stack:
             build = lambda host=host, stack=stack: training_arms(host, stack)  # noqa: E731
-            found = compare(build, options.effort(TELEMETRY_EFFORT))
+            found = compare(build, TELEMETRY_QUICK if options.quick else TELEMETRY_EFFORT)
             against = f"{SAMPLE_EVERY_STEPS} plain steps"
             yield found.row(NAME, case, "telemetry_ratio", against=against, target=WITHIN)
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from bench.growth.runs import ARMS, GROWN, Outcome, demo
 from bench.registry import Options

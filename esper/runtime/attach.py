@@ -24,9 +24,10 @@ from esper.kasmina.handle import ModelHandle
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import KernelLoader
 from esper.runtime.clients import LibraryClient
-from esper.runtime.courier import Courier, LoadKernel
+from esper.runtime.courier import START_S, Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
 from esper.runtime.launch import find_or_start_runtime
+from esper.runtime.stock import LONGEST_WAIT_S
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
 from esper.tolaria.line import Line
@@ -102,7 +103,7 @@ def attach(
     if checkpoint is not None:
         hello.last_command_sequence = checkpoint[0].last_command_sequence
     courier = Courier(contact.address, contact.token(), hello)
-    courier.start()
+    courier.start(START_S + (LONGEST_WAIT_S if deterministic else 0.0))
     assert courier.welcome is not None
     loader = _loader(contact, courier.welcome)
     courier.load = _load_over(loader, courier)

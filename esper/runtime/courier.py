@@ -31,6 +31,7 @@ from esper.tolaria.line import Incoming, Loaded, Message
 
 log = logging.getLogger(__name__)
 
+START_S = 30.0
 MAX_UNSENT = 10_000
 MAX_BACKOFF_S = 2.0
 MAX_NOTE = 4096  # characters, as the contract has it
@@ -79,7 +80,7 @@ class Courier:
         self._thread = threading.Thread(target=self._run, name="esper-courier", daemon=True)
         self._enqueue(first)
 
-    def start(self, timeout_s: float = 30.0) -> None:
+    def start(self, timeout_s: float = START_S) -> None:
         """Start the thread and wait for the first welcome. Raises Unavailable, or what the runtime refused it for."""
         self._thread.start()
         if not self.connected.wait(timeout_s):

@@ -81,9 +81,11 @@ class Platform:
         self._tasks = [asyncio.create_task(self._again(name, work), name=name) for name, work in self._starting]
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = {task for task in self._tasks if not task.done()}
+        while left:  # again: `asyncio.wait_for` of Python 3.11, and nats-py, may lose a cancellation
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=1.0)
         for channel in self._channels.values():
             await channel.close(None)
 

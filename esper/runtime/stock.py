@@ -1,6 +1,7 @@
 """Keep kernels in stock: blueprints offered, kernels ordered for a run's sites, verified bytes at hand."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,7 @@ class Supply(Protocol):
     ) -> tuple[artifact_pb2.ArtifactManifest, dict[str, bytes]]: ...
 
 
+LONGEST_WAIT_S, POLL_S = 120.0, 0.2
 Submit = Callable[[Iterable[forge_pb2.BlueprintSubmitted]], Awaitable[None]]
 
 
@@ -103,6 +105,17 @@ class Stock:
             for blueprint in blueprints
             if blueprint.blueprint_id not in made
         )
+
+    async def complete(self, interfaces: Iterable[interface_pb2.Interface], limit_s: float = LONGEST_WAIT_S) -> None:
+        """Wait until nothing is being made for these interfaces any more, at most `limit_s`.
+
+        A blueprint that cannot be compiled is in the making for ever.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                for interface in interfaces:
+                    while (await kernel_stock(self.library, interface))[1]:
+                        await asyncio.sleep(POLL_S)
 
     async def provide(self, artifact_ids: Iterable[str]) -> None:
         """Have these kernels in the folder, verified. Raises what the library or the verification raises."""

@@ -43,7 +43,7 @@ def test_a_block_under_a_session_has_one_sampled_step_in_it(tmp_path):
             call()
             assert session.steps_done == 32 * blocks
     # the line has been closed, so that all samples are reduced
-    assert session.reports.health["0"].step == 64
+    assert session.reports.health["0"].step == 96
 
 
 def test_waits_sees_what_goes_outside_on_its_own_thread_and_only_while_it_watches(tmp_path):

@@ -10,7 +10,10 @@ import pytest
 from esper import errors
 from esper.oona.broker import find_server
 from tests.flow.drills import GROWING, begin, copy_stock, outcome, stocked
+from tests.flow.staging import channel, loop, stage
 from tests.runtime.processes import Runtime
+
+__all__ = ["channel", "loop", "stage"]  # fixtures of the stage tests
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +26,10 @@ def broker_binary() -> None:
 
 @dataclass(frozen=True)
 class Calm:
-    """An undisturbed run: its home, and its outcome."""
+    """An undisturbed run: its home, where it lies, what it came to, and every kernel that was promoted for it."""
 
     home: Path
+    directory: Path
     outcome: dict[str, Any]
     kernels: frozenset[str]
 
@@ -43,7 +47,7 @@ def calm(broker_binary: None, tmp_path_factory: pytest.TempPathFactory) -> Calm:
     training.finish()
     found = outcome(training)
     assert runtime.stop() == 0, runtime.text
-    return Calm(first.home.root, found, kernels)
+    return Calm(first.home.root, training.directory, found, kernels)
 
 
 @pytest.fixture

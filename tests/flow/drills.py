@@ -131,8 +131,11 @@ def workers_of(runtime: Runtime, pool: str) -> list[psutil.Process]:
 
 
 def outcome(training: Training) -> dict[str, Any]:
-    """What a run came to and what was recorded of it, without what depends on the wall clock."""
-    kept = {k: v for k, v in training.result.items() if k not in ("run_id", "stalled_steps")}
+    """What a run came to and what was recorded of it, without what depends on the wall clock.
+
+    That is how often it waited, and whether the last of two validations of its last step was still counted.
+    """
+    kept = {k: v for k, v in training.result.items() if k not in ("run_id", "stalled_steps", "nursery_flops")}
     moves = [tuple(e[k] for k in ("seed", "from", "to", "step")) for e in training.events("transition")]
     losses = {(e["step"], e["arm"]): e["loss"] for e in training.events("validation")}
     return kept | {"moves": moves, "losses": losses}

@@ -44,16 +44,11 @@ def test_the_broker_killed(calm, runtime, tmp_path):
     assert runtime.stop() == 0, runtime.text
 
 
-def test_the_nurserys_workers_killed(calm, runtime, tmp_path):
+def test_the_nurserys_workers_killed_and_then_what_they_are_forked_from(calm, runtime, tmp_path):
     training = under_way(runtime, tmp_path)
     for worker in workers_of(runtime, "nursery"):
         worker.kill()
-    training.finish()
-    assert outcome(training) == calm.outcome
-
-
-def test_the_nurserys_warm_process_killed(calm, runtime, tmp_path):
-    training = under_way(runtime, tmp_path)
+    until(lambda: any(int(entry.get("step", 0)) >= 130 for entry in training.journal()), 60, training.process.text)
     runtime.part("esper.runtime.warm", "esper-nursery-").kill()
     training.finish()
     assert outcome(training) == calm.outcome

@@ -5,7 +5,7 @@ import pytest
 from esper.api.kasmina.v1 import execution_pb2, execution_pb2_grpc
 from esper.api.simic.v1 import replay_pb2, replay_pb2_grpc
 from esper.tolaria.checkpoint import CheckpointStore
-from tests.flow.conftest import begin
+from tests.flow.staging import begin
 from tests.runtime.processes import until
 
 

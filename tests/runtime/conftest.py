@@ -1,6 +1,8 @@
 """A runtime of one's own, started once for all tests that leave it as it was."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +24,11 @@ def runtime(broker_binary: None, tmp_path_factory: pytest.TempPathFactory) -> It
     started = Runtime(tmp_path_factory.mktemp("runtime"))
     yield started
     assert started.stop() == 0, started.text
+
+
+@pytest.fixture
+def short_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A TMPDIR of one's own whose name leaves room for that of a socket."""
+    with tempfile.TemporaryDirectory(prefix="e") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)

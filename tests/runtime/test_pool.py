@@ -1,6 +1,7 @@
 """Worker pools: a job has a process of its own, and whatever it does there costs that job only."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -65,8 +66,9 @@ async def napping(pool: Pool, seconds: float = 60.0, **options: object) -> tuple
 async def ends(pid: int) -> None:
     """A killed process needs a moment, at the lowest priority on a busy machine."""
     async with asyncio.timeout(20):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                await asyncio.sleep(0.02)
 
 
 async def test_jobs_are_answered_in_processes_of_their_own(pool):

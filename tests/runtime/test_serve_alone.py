@@ -87,6 +87,7 @@ def test_it_ends_with_its_workers_and_the_runtime_goes_on(runtime, forge):
     assert runtime.running and "Traceback" not in served.text
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_not_there_is_named(runtime: Runtime, tmp_path: Path):
     tried = esper(
         "serve", "karn", "--home", str(runtime.home.root), "--broker", "nats://token@127.0.0.1:1", folder=tmp_path

@@ -83,7 +83,7 @@ async def test_a_flipped_byte_on_disk_is_put_aside_said_and_fetched_again(stock,
         await stock.provide([NAME])
     assert library.downloads == [NAME, NAME]
     assert read_folder(place(stock)).files == KERNEL.files
-    aside = [p for p in (stock.folder / "quarantine").iterdir()]
+    aside = list((stock.folder / "quarantine").iterdir())
     assert len(aside) == 1 and aside[0].name.startswith(NAME)
     assert NAME in caplog.text and "put aside" in caplog.text
 

@@ -16,6 +16,7 @@ from tests.flow.local import LocalRun, Shelf, start
 from tests.tolaria.script import Script
 
 STEPS = 250
+GROWTH = {"max_twin_lag_steps": 20}  # a twin ends 20 steps after its last verdict
 
 
 def noisy():
@@ -24,7 +25,7 @@ def noisy():
 
 def begin(directory: Path, *, keep: bool = True, **options: object) -> LocalRun:
     """A fresh run whose controller is a script."""
-    local = start(noisy(), directory, **({"steps": STEPS} | options))
+    local = start(noisy(), directory, **({"steps": STEPS, "growth": GROWTH} | options))
     torch.manual_seed(0)
     local.line.decide = Script(local.shelf, keep=keep)
     return local
@@ -33,7 +34,7 @@ def begin(directory: Path, *, keep: bool = True, **options: object) -> LocalRun:
 def go_on(directory: Path, shelf: Shelf, *, keep: bool = True, **options: object) -> LocalRun:
     """The run that died in `directory`, put to its latest checkpoint; `shelf` is the library, which outlives it."""
     manifest, tensors = CheckpointStore(directory / "checkpoints").latest()
-    local = start(noisy(), directory, **({"steps": STEPS, "shelf": shelf} | options))
+    local = start(noisy(), directory, **({"steps": STEPS, "growth": GROWTH, "shelf": shelf} | options))
     local.line.decide = Script(shelf, keep=keep)
     local.line._sequence = 1 << 20  # a broker would go on counting
     local.session.resume(manifest, tensors)

@@ -28,7 +28,7 @@ class Script:
 
     def __call__(self, packet: Packet) -> controller_pb2.DecideResponse:
         self.packets.append(packet)
-        commands = list(self._commands(packet))
+        commands = [] if packet.final else list(self._commands(packet))
         for number, command in enumerate(commands):
             command.command_id, command.run_id = f"{packet.sequence}/{number}", packet.run_id
             command.issuer, command.reason = "script", "it is written"

@@ -16,7 +16,7 @@ from esper.tolaria.journal import NAME, read_journal
 from esper.tolaria.replay import make_run
 from tests.tolaria.runs import begin, crash_to, follow, go_on, let_go, noisy, same_parameters
 
-STEPS = 160
+STEPS = 135
 
 
 def poison_at(step):

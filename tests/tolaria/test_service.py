@@ -78,10 +78,10 @@ async def test_runs_are_listed_newest_first_and_in_pages(stub):
     trainers = [await attached(stub, run_id=f"run-{n}") for n in range(3)]
     reply = await stub.ListRuns(pb.ListRunsRequest(page=PageRequest(size=2)))
     assert [run.run_id for run in reply.runs] == ["run-2", "run-1"]
-    page = PageRequest(size=2, token=reply.page.next_page_token)
+    page = PageRequest(size=2, token=reply.page.next_token)
     rest = await stub.ListRuns(pb.ListRunsRequest(page=page))
     assert [run.run_id for run in rest.runs] == ["run-0"]
-    assert not rest.page.next_page_token
+    assert not rest.page.next_token
     for trainer in trainers:
         await trainer.lose()
 

@@ -16,7 +16,7 @@ CRASHES = [
     (107, 100, State.FINE_TUNING),
     (117, 110, State.FOSSILIZED),
 ]
-STEPS = 160
+STEPS = 135
 
 
 @pytest.fixture(scope="module")
