@@ -20,6 +20,7 @@ from torch.utils import _pytree
 from bench.flow.architectures import TORCH, Architecture, transformers_architectures
 from bench.flow.refused import REFUSED
 from bench.flow.splice import is_close, open_seed, splice
+from bench.harness import one_thread
 from bench.registry import Options
 from bench.row import Row, Target, make_row
 from esper.errors import WrapRefused
@@ -35,6 +36,11 @@ SHOWN = 5  # reasons for a 0
 
 
 def rows(options: Options) -> Iterator[Row]:
+    with one_thread():
+        yield from _rows(options)
+
+
+def _rows(options: Options) -> Iterator[Row]:
     for case, architecture in (TORCH if options.quick else architectures()).items():
         yield _row(case, "dormant_identical", dormant_differences(architecture))
         yield _row(case, "alive_matches_spliced", alive_differences(architecture))

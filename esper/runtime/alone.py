@@ -71,7 +71,7 @@ def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
 def _conclude(plan: Plan, components: Components, recording: "Recording", controls: bool) -> None:
     """Train the controls, tell of their losses, and sum up."""
     run = read_run(plan.directory)
-    jobs = control_jobs(run, plan.total_steps, plan.settings.validate_every_steps) if controls else []
+    jobs = control_jobs(run, plan.settings.validate_every_steps) if controls else []
     results = [components.do(job) for job in jobs]
     for event in (event for result in results for event in events_of_result(result)):
         recording.sink.event(event)

@@ -101,6 +101,7 @@ def attach(
     parts = Parts(handle.model, optimizer, scheduler, scaler)
     hello = hello_of(handle, plan)
     if checkpoint is not None:
+        hello.resumed = True
         hello.last_command_sequence = checkpoint[0].last_command_sequence
     courier = Courier(contact.address, contact.token(), hello)
     courier.start(START_S + (LONGEST_WAIT_S if deterministic else 0.0))

@@ -49,7 +49,9 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     trainer = None
     try:
         trainer = start_trainer(file)
-        asyncio.run(_accompany(spec, settings, task.steps, contact.address, contact.token(), trainer, live, controls))
+        asyncio.run(_accompany(spec, settings, contact.address, contact.token(), trainer, live, controls))
+    except asyncio.CancelledError:  # by the second Ctrl-C
+        raise KeyboardInterrupt from None
     finally:
         for child in (trainer, runtime):
             if child is not None:
@@ -60,7 +62,6 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
 async def _accompany(
     spec: TrainSpec,
     settings: GrowthSettings,
-    task_steps: int,
     address: str,
     token: str,
     trainer: Child,
@@ -74,7 +75,7 @@ async def _accompany(
         async def conclude() -> None:
             await following.ended.wait()
             run = read_run(Path(spec.directory))
-            jobs = control_jobs(run, spec.steps or task_steps, settings.validate_every_steps) if controls else []
+            jobs = control_jobs(run, settings.validate_every_steps) if controls else []
             await _conclude(run, jobs, following, channel)
 
         concluding = asyncio.create_task(conclude())

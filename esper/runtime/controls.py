@@ -20,13 +20,13 @@ from esper.tolaria.task import TaskReference
 GROWN, NEVER_GROWN, STATIC_FINAL = "grown", "never-grown", "static-final"
 
 
-def control_jobs(run: StoredRun, steps: int, validate_every_steps: int) -> list[nursery_pb2.Job]:
+def control_jobs(run: StoredRun, validate_every_steps: int) -> list[nursery_pb2.Job]:
     """A run from scratch without growth, and one with the final grafts in place from step 0.
 
-    Both take the run's random seed, batches and steps. A folded fossil has added no parameters,
-    so that a static model of the final size does not have it.
+    Both take the run's random seed, its batches, and the steps it had done when it ended. A folded
+    fossil has added no parameters, so that a static model of the final size does not have it.
     """
-    spec = run.spec
+    spec, steps = run.spec, run.result["steps"]
     task = write_task(TaskReference(spec["task"], spec["arguments"], tuple(spec["import_paths"])))
     grafts = [graft for graft in fossils_of(run) if not graft.folded]
     return [

@@ -18,6 +18,8 @@ from esper.kasmina.nursery.worker import NurseryWorker
 from esper.tamiyo.worker import write_reply
 from esper.tolaria.line import Incoming, Loaded, Message
 
+COMMANDS_PER_DECISION = 1 << 20
+
 Packet = state_pb2.SystemStatePacket
 
 
@@ -47,7 +49,6 @@ class LocalLine:
         self.advise = advise
         self._jobs: deque[nursery_pb2.Job] = deque()
         self._arrived: list[Incoming] = []
-        self._sequence = 0
 
     def post(self, make: Message) -> None:
         message = make()
@@ -85,7 +86,8 @@ class LocalLine:
         response = self.decide(packet)
         self.answered(response)
         planned = (command for decision in response.decisions for command in decision.plan.commands)
-        for command in (*self.advise(packet), *planned):
-            self._sequence += 1
-            self._arrived.append(trainer_pb2.SequencedCommand(sequence=self._sequence, command=command))
+        for number, command in enumerate((*self.advise(packet), *planned)):
+            # rising from decision point to decision point, also in a run that goes on from a checkpoint
+            sequence = packet.sequence * COMMANDS_PER_DECISION + number
+            self._arrived.append(trainer_pb2.SequencedCommand(sequence=sequence, command=command))
         self._arrived.append(write_reply(packet, response))

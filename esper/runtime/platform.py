@@ -55,6 +55,7 @@ class Platform:
     _channels: dict[str, grpc.aio.Channel] = field(default_factory=dict)
     _starting: list[tuple[str, Callable[[], Awaitable[None]]]] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _first: set[str] = field(default_factory=set)
 
     def channel_to(self, component: str) -> Callable[[], grpc.aio.Channel]:
         """A channel to a component, opened at the first call: here, or where `peers` says it is."""
@@ -72,13 +73,22 @@ class Platform:
     def mount(self, add: Callable[[Any, Any], None], servicer: object) -> None:
         self.server.mount(add, servicer)
 
-    def task(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` while the process serves; again, with back-off, if it ends with an error."""
+    def task(self, name: str, work: Callable[[], Awaitable[None]], *, first: bool = False) -> None:
+        """Do `work` while the process serves; again, with back-off, if it ends with an error.
+
+        `first`: it ends, and the process is not ready before it has.
+        """
         self._starting.append((name, work))
+        if first:
+            self._first.add(name)
 
     def start_tasks(self) -> None:
         """The server listens: begin."""
         self._tasks = [asyncio.create_task(self._again(name, work), name=name) for name, work in self._starting]
+
+    async def ready(self) -> None:
+        """Return when what must come first is done."""
+        await asyncio.gather(*(task for task in self._tasks if task.get_name() in self._first))
 
     async def close(self) -> None:
         left = {task for task in self._tasks if not task.done()}

@@ -118,6 +118,7 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
     stack.push_async_callback(platform.close)
     platform.address = f"{host}:{port}"
     platform.start_tasks()
+    await platform.ready()
     return platform
 
 

@@ -100,7 +100,9 @@ async def _drain(platform: Platform, library: CentralLibrary) -> None:
 async def build_karn(platform: Platform) -> None:
     platform.mount(architect_pb2_grpc.add_ArchitectServiceServicer_to_server, ArchitectServicer())
     library = LibraryClient(platform.channel_to("urza"))
-    platform.task("karn/templates", functools.partial(offer_templates, library))
+    # a run that comes before its blueprints would order no kernels; a library elsewhere is not waited for
+    first = "urza" in platform.components
+    platform.task("karn/templates", functools.partial(offer_templates, library), first=first)
 
 
 async def _workshop(platform: Platform) -> None:

@@ -157,7 +157,7 @@ class Adaptations:
         for snapshot in snapshots:
             if snapshot.step not in owner.twin:
                 owner.twin[snapshot.step] = snapshot
-                self.run.spool.hold(Path(snapshot.path))
+                self.run.spool.hold(Path(snapshot.path), snapshot.size_bytes)
 
     def twin_steps(self, job_id: str) -> set[int]:
         """Steps at which a twin's state is here."""

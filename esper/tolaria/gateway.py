@@ -79,7 +79,7 @@ class Gateway:
         """Serve one trainer's line until it says goodbye or is gone.
 
         Raises InvalidRequest where the first message is not HELLO, Conflict while another
-        process is attached as this run.
+        process is attached as this run, or its id was another run's and it does not resume that one.
         """
         first = await anext(requests, None)
         if first is None or not first.HasField("hello"):
@@ -111,6 +111,11 @@ class Gateway:
         if desk is not None and desk.session not in ("", hello.session):
             raise Conflict(
                 f"run {hello.run_id!r} is attached by another process; stop that one, or choose another run id"
+            )
+        if desk is not None and desk.hello.session != hello.session and not hello.resumed:
+            raise Conflict(
+                f"run id {hello.run_id!r} was used before on this runtime, and what that run was told would be heard "
+                f"again; choose another id, or go on with it: --resume {hello.run_id}"
             )
         if desk is None or desk.hello.session != hello.session:
             created = desk.run.create_time if desk is not None else None

@@ -11,7 +11,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
-from esper.errors import Conflict, Corrupt
+from esper.errors import Conflict, Corrupt, Exhausted
 
 NAME = "journal.jsonl"  # in a run's directory
 
@@ -40,8 +40,13 @@ class Journal:
         entry.position = self.position
         if self._file is None or self.position <= self._written:
             return
-        self._file.write(json_format.MessageToJson(entry, indent=None) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json_format.MessageToJson(entry, indent=None) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise Exhausted(
+                f"{self.path} cannot be written: {error}; free some disk space and go on from the newest checkpoint"
+            ) from error
 
     def start_replay(self, after_position: int) -> None:
         """Hand out again what was journaled after `after_position`. A torn last line is cut off: it never acted."""

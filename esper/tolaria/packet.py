@@ -1,6 +1,5 @@
 """Write the SystemStatePacket of a decision point from a run."""
 
-import math
 from collections.abc import Iterable
 
 from esper.api.kasmina.v1 import control_pb2, nursery_pb2, telemetry_pb2
@@ -32,7 +31,7 @@ def write_packet(
         step=run.step,
         total_steps=run.total_steps,
         task_name=run.task.name if run.task else "",
-        train_loss=progress.mean if math.isfinite(progress.mean) else 0.0,
+        train_loss=progress.mean,
         learning_rates=[float(group["lr"]) for group in run.parts.optimizer.param_groups],
         seeds=[write_seed(seed, run.run_id) for seed in run.executor.table],
         results=results,

@@ -14,6 +14,7 @@ outside unless the run is deterministic.
 """
 
 import copy
+import functools
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,7 @@ from esper.tolaria.reports import Reports
 from esper.tolaria.rollback import RollbackPoints, describe, roll_back
 from esper.tolaria.run import Run
 from esper.tolaria.snapshot import load, restore
+from esper.tolaria.spool import delete
 from esper.tolaria.state import restore_state, seeds_of, specs_of, write_manifest
 from esper.tolaria.task import Batch
 
@@ -60,6 +62,7 @@ class Session:
         self.checkpoint_every_steps = checkpoint_every_steps
         self.returned_step = 0  # of the state that `finish` put the model to; 0: the last one
         self._checkpoint_step = run.step
+        self._validated: tuple[int, tuple[str, ...]] = (0, ())  # step and grafts of the last validation asked for
         self._moved: list[Transition] = []  # by rollbacks since the last decision point
         self.governor = governor or Governor()
         self.points = RollbackPoints(self.governor.options)
@@ -144,7 +147,7 @@ class Session:
         run.spool.release(Path(tensors.path))
         run.post(lambda: trainer_pb2.AttachRequest(checkpoint=trainer_pb2.CheckpointRequest(manifest=manifest)))
         if not run.muted:  # a replay writes no checkpoint, so the one it began with may be needed again
-            run.spool.sweep()
+            run.line.post(functools.partial(delete, run.spool.sweep()))
         self._checkpoint_step = run.step
 
     def resume(self, manifest: trainer_pb2.CheckpointManifest, tensors: Path) -> None:
@@ -265,7 +268,10 @@ class Session:
 
     def _validate(self, final: bool) -> None:
         run = self.run
-        if run.task is not None and run.step and (final or run.step % run.settings.validate_every_steps == 0):
+        due = final or run.step % run.settings.validate_every_steps == 0
+        state = (run.step, tuple(str(spec.seed) for spec in run.executor.specs()))
+        if run.task is not None and run.step and due and state != self._validated:
+            self._validated = state
             submit_validation(run)
 
     def _send_state(self, final: bool) -> None:

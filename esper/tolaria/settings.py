@@ -52,6 +52,8 @@ class GrowthSettings:
         ):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"growth setting {name} must be >= 1, got {getattr(self, name)}")
+        if self.min_gain >= 1:
+            raise InvalidConfig(f"growth setting min_gain is a share of the loss and must be < 1, got {self.min_gain}")
         if self.strategy not in STRATEGIES:
             raise InvalidConfig(
                 f"growth setting strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}"

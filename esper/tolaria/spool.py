@@ -11,35 +11,36 @@ from esper.errors import Exhausted
 class Spool:
     """A folder of files counted by use, at most `max_bytes`.
 
-    A file whose last use is over is deleted by the second `sweep` after that: a run that
-    resumes from the checkpoint in between may still want it.
+    A file whose last use is over is given out for deletion by the second `sweep` after that:
+    a run that resumes from the checkpoint in between may still want it. Sizes are remembered,
+    so that only the first look, of a run that goes on, and the end touch the disk.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int = 4 << 30) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
         self._uses: Counter[Path] = Counter()
-        self._unwritten: dict[Path, int] = {}  # sizes of files that another thread is to write
         self._trash: list[set[Path]] = [set(), set()]
         folder.mkdir(parents=True, exist_ok=True)
+        self._sizes = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
     def reserve(self, name: str, size_bytes: int) -> Path:
         """Where a new file of this name and size goes; its first use is counted.
 
         Raises Exhausted where it does not fit within the bound.
         """
-        used = self._used()
+        used = sum(self._sizes.values())
         if used + size_bytes > self.max_bytes:
             raise Exhausted(
                 f"the snapshot spool {self.folder} holds {used} bytes of {self.max_bytes} and {size_bytes} more do not "
                 "fit: the nursery is behind; give it more workers, or validate less often"
             )
         path = self.folder / name
-        self._unwritten[path] = size_bytes
-        return self.hold(path)
+        return self.hold(path, size_bytes)
 
-    def hold(self, path: Path) -> Path:
-        """Count one more use."""
+    def hold(self, path: Path, size_bytes: int = 0) -> Path:
+        """Count one more use. `size_bytes`: of a file that is new here."""
+        self._sizes.setdefault(path, size_bytes)
         self._uses[path] += 1
         return path
 
@@ -54,11 +55,13 @@ class Spool:
         """After a restore: these uses and no others."""
         self._uses = Counter(paths)
 
-    def sweep(self) -> None:
-        """A checkpoint was taken: delete what was out of use at the one before."""
-        for path in self._trash[1] - self._uses.keys():
-            path.unlink(missing_ok=True)
+    def sweep(self) -> set[Path]:
+        """A checkpoint was taken: what was out of use at the one before is to be deleted, off the training thread."""
+        gone = self._trash[1] - self._uses.keys()
         self._trash = [set(), self._trash[0]]
+        for path in gone:
+            self._sizes.pop(path, None)
+        return gone
 
     def discard(self, path: Path) -> None:
         """A file that came unasked for: it goes, unless something uses it."""
@@ -69,8 +72,8 @@ class Spool:
         """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _used(self) -> int:
-        """Bytes on disk and bytes to come."""
-        sizes = {p: p.stat().st_size for p in self.folder.iterdir() if p.is_file()}
-        self._unwritten = {p: size for p, size in self._unwritten.items() if p not in sizes and p in self._uses}
-        return sum(sizes.values()) + sum(self._unwritten.values())
+
+def delete(paths: Iterable[Path]) -> None:
+    """Delete files; those that were never written are passed over."""
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -78,6 +78,13 @@ def step(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [out.detach(), *(p.grad for p in module.parameters())]
 
 
+@pytest.fixture
+def nothing_compiled():
+    """What earlier tests had compiled of the same functions is not taken for a recompilation."""
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.parametrize("convex", [False, True], ids=["residual", "convex"])
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_site_is_one_graph_and_equals_the_eager_one(compiler, convex):

@@ -1,9 +1,10 @@
 """A runtime's home: who may read it, who holds it, where its runtime is."""
 
 import json
-import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -45,19 +46,13 @@ def test_a_home_is_held_by_one_at_a_time(home):
         pass
 
 
-def _hold(root, held):
-    with Home(root).held():
-        held.set()
-        os.kill(os.getpid(), 9)
-
-
 def test_a_home_whose_holder_was_killed_is_free(home):
-    context = multiprocessing.get_context("fork")
-    held = context.Event()
-    holder = context.Process(target=_hold, args=(home.root, held))
-    holder.start()
-    holder.join()
-    assert held.is_set() and holder.exitcode == -9
+    hold = (
+        "import os, sys; from pathlib import Path; from esper.runtime.home import Home\n"
+        "with Home(Path(sys.argv[1])).held(): print('held', flush=True); os.kill(os.getpid(), 9)"
+    )
+    holder = subprocess.run([sys.executable, "-c", hold, str(home.root)], capture_output=True, text=True)
+    assert holder.stdout == "held\n" and holder.returncode == -9
     with home.held():
         pass
 
@@ -77,9 +72,8 @@ def test_a_runtime_is_found_where_it_said_it_is_until_it_goes(home):
 
 
 def test_a_runtime_that_was_killed_is_not_found(home):
-    child = multiprocessing.get_context("fork").Process(target=os.getpid)
-    child.start()
-    child.join()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
     home.make_token()
     home.publish(contact(home, child.pid))
     with pytest.raises(NotFound, match="no runtime runs"):

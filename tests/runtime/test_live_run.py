@@ -163,6 +163,7 @@ def test_the_doctor_finds_the_runtime(command, runtime):
     assert absent[-1].startswith("no ")
 
 
+@pytest.mark.slow
 def test_another_process_as_the_same_run_is_refused(runtime, training, tmp_path):
     second = begin(runtime, tmp_path, "live", steps=100, policy="never")
     assert second.process.wait(60) == 1

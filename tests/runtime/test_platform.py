@@ -1,6 +1,7 @@
 """What the services of one process share: tasks that are begun again and end when told, channels to peers."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from esper.runtime.platform import Platform
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Platform:
-    return Platform(
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    made = Platform(
         home=Home(tmp_path), bus=None, server=Server(tokens=None), token="t", workers=1,
         components=("oona", "urza"), peers={"karn": "127.0.0.1:7"}, stack=AsyncExitStack(), address="127.0.0.1:5",
     )  # fmt: skip
+    yield made
+    await made.server.stop(0.0)
 
 
 async def test_a_task_that_fails_is_begun_again_with_growing_pauses(platform, monkeypatch):

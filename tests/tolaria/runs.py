@@ -36,7 +36,6 @@ def go_on(directory: Path, shelf: Shelf, *, keep: bool = True, **options: object
     manifest, tensors = CheckpointStore(directory / "checkpoints").latest()
     local = start(noisy(), directory, **({"steps": STEPS, "growth": GROWTH, "shelf": shelf} | options))
     local.line.decide = Script(shelf, keep=keep)
-    local.line._sequence = 1 << 20  # a broker would go on counting
     local.session.resume(manifest, tensors)
     return local
 

@@ -9,6 +9,7 @@ from esper.errors import DeadlineExceeded, Unavailable
 from esper.kasmina.lifecycle import SeedId, State
 from esper.tolaria.journal import read_journal
 from esper.tolaria.line import Loaded
+from esper.tolaria.spool import delete
 from tests import builders
 from tests.tolaria.quiet import ARTIFACT, everything, seed_in, session_of, train
 
@@ -153,8 +154,8 @@ def test_a_result_nobody_waits_for_is_dropped_and_its_files_with_it(session):
     late = state_of_twin(session, twin, 50)
     arrive(session, late)
     assert "result" not in journaled(session)
-    session.run.spool.sweep()
-    session.run.spool.sweep()
+    delete(session.run.spool.sweep())
+    delete(session.run.spool.sweep())
     assert not list(session.run.spool.folder.iterdir())
 
 

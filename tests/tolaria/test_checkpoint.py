@@ -95,7 +95,7 @@ def test_a_damaged_newest_one_falls_back_to_an_older_one_and_says_so(store, spoo
 
 
 def test_no_sound_one_is_an_error_that_says_what_to_do(store, spooled):
-    with pytest.raises(NotFound, match="no sound checkpoint in .*; start the run anew"):
+    with pytest.raises(NotFound, match=r"no sound checkpoint in .*; start the run anew"):
         store.latest()
     (store.write(manifest(10), spooled()) / "manifest.json").unlink()
     with pytest.raises(NotFound):
@@ -111,7 +111,7 @@ def test_another_version_is_not_read(store, spooled):
 def test_a_manifest_that_is_not_one_is_corrupt(store, spooled, monkeypatch):
     monkeypatch.setattr(json_format, "MessageToJson", lambda _: '{"step": "many"}')
     folder = store.write(manifest(10), spooled())
-    with pytest.raises(Corrupt, match="checkpoint .* cannot be read"):
+    with pytest.raises(Corrupt, match=r"checkpoint .* cannot be read"):
         read_checkpoint(folder)
 
 

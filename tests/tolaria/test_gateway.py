@@ -121,11 +121,19 @@ async def test_a_run_that_is_resumed_by_a_new_process_counts_from_one_again(gate
     await first.until(lambda: 2 in first.acknowledged())
     created = gateway.desk("run-1").run.create_time
     await first.lose()
-    second = await welcomed(attach(session="two"))
+    second = await welcomed(attach(session="two", resumed=True))
     second.say(2, note=pb.Note(text="two"))
     await second.until(lambda: 2 in second.acknowledged())
     assert [m.note.text for _, _, m in beyond.told if m.HasField("note")] == ["one", "two"]
     assert gateway.desk("run-1").run.create_time == created
+
+
+async def test_a_run_id_is_not_used_twice(attach):
+    first = await welcomed(attach())
+    await first.lose()
+    refused = (await welcomed(attach(session="two"))).error
+    assert isinstance(refused, Conflict)
+    assert "run id 'run-1' was used before" in str(refused) and "--resume run-1" in str(refused)
 
 
 async def test_what_is_for_a_trainer_reaches_it_and_no_other(beyond, attach):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from esper.api.tolaria.v1 import trainer_pb2
 from esper.errors import Conflict, NotFound, PreconditionFailed
 from esper.kasmina.lifecycle import SeedId, State
 from esper.kasmina.regrow import GraftSpec
@@ -37,14 +36,14 @@ def poison_at(step):
 def lost(request, tmp_path_factory):
     """A run that is spoiled and goes back, and what crashes after that would have left."""
     base = tmp_path_factory.mktemp("lost")
-    images = {step: base / f"crash-{step}" for step in (78, 95, 125)}
+    images = {step: base / f"crash-{step}" for step in (78, 125)}
     local = begin(base / "run", checkpoint_every_steps=10)
     course = follow(local, STEPS, images=images, trouble=poison_at(request.param))
     let_go(local)
     return base, images, local, course
 
 
-@pytest.mark.parametrize("crash", [78, 95, 125])
+@pytest.mark.parametrize("crash", [78, 125])
 def test_a_run_that_went_back_is_resumed_exactly(lost, crash):
     base, images, first, course = lost
     crash_to(images[crash], base / "run")
@@ -153,7 +152,7 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path):
     local = begin(tmp_path / "run")
     follow(local, 5)
     let_go(local)
-    with pytest.raises(NotFound, match="no sound checkpoint in .*; start the run anew"):
+    with pytest.raises(NotFound, match=r"no sound checkpoint in .*; start the run anew"):
         go_on(tmp_path / "run", local.shelf)
 
 
@@ -182,9 +181,3 @@ def test_what_is_folded_cannot_be_taken_out(tmp_path):
     spec = GraftSpec(SeedId("conv1", 0), "a" * 64, State.FOSSILIZED, folded=True)
     with pytest.raises(PreconditionFailed, match="fossil conv1/0 was folded into conv1 and cannot be switched off"):
         make_run(write_task(noisy().reference), None, [spec], {}, without=[spec])
-
-
-def test_a_journal_entry_keeps_what_a_rollback_said():
-    entry = trainer_pb2.JournalEntry(step=7)
-    entry.rollback.step, entry.rollback.restored_step = 7, 3
-    assert entry.WhichOneof("event") == "rollback"

@@ -5,7 +5,7 @@ import pytest
 from esper.api.common.v1.resource_pb2 import PageRequest
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2_grpc
 from esper.api.tolaria.v1 import trainer_pb2 as pb
-from esper.errors import Conflict, EsperError, InvalidRequest, NotFound
+from esper.errors import Conflict, InvalidRequest, NotFound
 from esper.rpc.client import open_channel
 from esper.rpc.server import Server
 from esper.tolaria.checkpoint import CheckpointStore
@@ -110,4 +110,3 @@ async def test_a_run_without_checkpoints_has_none(stub, tmp_path):
     reply = await stub.ListCheckpoints(pb.ListCheckpointsRequest(run_id="run-1"))
     assert not reply.checkpoints
     await trainer.lose()
-    assert issubclass(NotFound, EsperError)

@@ -22,7 +22,7 @@ def test_a_misspelt_key_names_the_right_one(name, data):
 
 
 def test_the_known_keys_are_listed():
-    with pytest.raises(InvalidConfig, match="budget has no key 'money'; did you mean .*Known: max_added_forward_us, "):
+    with pytest.raises(InvalidConfig, match=r"budget has no key 'money'; did you mean .*Known: max_added"):
         from_mapping(Budget, {"money": 1}, "budget")
 
 
@@ -50,7 +50,7 @@ def test_a_wrong_value_names_its_limit(values, said):
 
 
 def test_a_whole_number_will_do_for_a_share():
-    assert from_mapping(GrowthSettings, {"min_gain": 1}, "growth").min_gain == 1
+    assert from_mapping(GrowthSettings, {"min_gain": 0}, "growth").min_gain == 0
 
 
 def test_the_first_event_is_at_15_percent_unless_it_is_set():

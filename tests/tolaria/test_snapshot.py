@@ -156,7 +156,7 @@ def test_the_model_alone_needs_no_optimiser(tmp_path):
     assert all(name.startswith("model.") for name in found.tensors)
     model = net()
     restore_model(model, found)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), parts.model.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), parts.model.parameters(), strict=True))
 
 
 def test_a_scaler_is_part_of_the_run():
@@ -243,7 +243,7 @@ def test_a_scheduler_that_keeps_tensors_is_refused_when_the_run_begins():
 
 
 def test_a_file_that_is_no_snapshot_is_corrupt(tmp_path):
-    task, parts = run_of()
+    _, parts = run_of()
     path = tmp_path / "it.safetensors"
     capture(parts, 1).save(path)
     whole = path.read_bytes()
@@ -260,7 +260,7 @@ def test_a_foreign_safetensors_file_is_no_snapshot(tmp_path):
 
 
 def test_a_file_that_is_gone_is_not_found(tmp_path):
-    with pytest.raises(NotFound, match="no snapshot at .*; it may have been dropped"):
+    with pytest.raises(NotFound, match=r"no snapshot at .*; it may have been dropped"):
         load(tmp_path / "none.safetensors")
 
 

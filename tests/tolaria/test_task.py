@@ -4,7 +4,6 @@ import functools
 
 import pytest
 import torch
-from torch import nn
 
 from esper.errors import InvalidConfig
 from esper.tolaria.codec import read_task, write_task
@@ -37,7 +36,11 @@ def test_a_task_of_a_file_beside_the_program(tmp_path):
     [
         ("tests.tolaria.tasks", {}, "a task is named 'module:callable', got 'tests.tolaria.tasks'"),
         (":noisy", {}, "a task is named 'module:callable'"),
-        ("no_such_module:task", {}, "cannot be imported .*No module named 'no_such_module'.*put its module on the path"),
+        (
+            "no_such_module:task",
+            {},
+            "cannot be imported .*No module named 'no_such_module'.*put its module on the path",
+        ),
         ("tests.tolaria.tasks:missing", {}, "cannot be imported .*'missing'"),
         ("tests.tolaria.tasks:noisy", {"sed": 1}, "does not take .*unexpected keyword argument 'sed'"),
         ("tests.tolaria.tasks:no_task", {}, "returned str, not an esper.Task"),
@@ -55,8 +58,6 @@ def test_a_sound_task_passes():
 
 def _raise(*_):
     raise RuntimeError("out of cheese")
-
-
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,3 @@ def test_a_slice_that_does_not_exist_is_named():
     split = split_rows(torch.zeros(10, 1), torch.zeros(10), seed=0, counts={"select": 2})
     with pytest.raises(InvalidConfig, match="no held-out slice 'judge'; there are select"):
         split.slice("judge")
-
-
-def test_a_linear_model_is_a_model():
-    assert isinstance(builders.task(lambda: nn.Linear(5, 3)).build_model(), nn.Linear)

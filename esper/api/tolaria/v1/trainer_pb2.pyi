@@ -205,6 +205,7 @@ class Hello(google.protobuf.message.Message):
     VERSIONS_FIELD_NUMBER: builtins.int
     DETERMINISTIC_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
+    RESUMED_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     task_name: builtins.str
@@ -221,6 +222,8 @@ class Hello(google.protobuf.message.Message):
     """True: waits for outstanding answers at decision points."""
     session: builtins.str
     """Random name of this trainer process; another one may be attached only after it has gone."""
+    resumed: builtins.bool
+    """True: the run goes on from a checkpoint. False: it begins, and its id must be new here."""
     @property
     def task(self) -> esper.api.common.v1.training_pb2.TaskReference:
         """How to make its model elsewhere. Unset: nothing is importable."""
@@ -257,9 +260,10 @@ class Hello(google.protobuf.message.Message):
         versions: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         deterministic: builtins.bool = ...,
         session: builtins.str = ...,
+        resumed: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["budget", b"budget", "settings", b"settings", "task", b"task"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["budget", b"budget", "deterministic", b"deterministic", "directory", b"directory", "last_command_sequence", b"last_command_sequence", "random_seed", b"random_seed", "run_id", b"run_id", "session", b"session", "settings", b"settings", "sites", b"sites", "task", b"task", "task_name", b"task_name", "total_steps", b"total_steps", "versions", b"versions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "deterministic", b"deterministic", "directory", b"directory", "last_command_sequence", b"last_command_sequence", "random_seed", b"random_seed", "resumed", b"resumed", "run_id", b"run_id", "session", b"session", "settings", b"settings", "sites", b"sites", "task", b"task", "task_name", b"task_name", "total_steps", b"total_steps", "versions", b"versions"]) -> None: ...
 
 global___Hello = Hello
 
