@@ -57,9 +57,9 @@ GROWTH = {
 class Length:
     """Measure until there are `turns` without a graft and `swaps`, but no longer than `limit_s`."""
 
-    turns: int = 60
+    turns: int = 30
     swaps: int = 3
-    limit_s: float = 900.0
+    limit_s: float = 400.0
 
 
 QUICK = Length(turns=2, swaps=0, limit_s=60.0)

@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import logging
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -32,6 +33,9 @@ from esper.tolaria.line import Incoming, Loaded, Message
 log = logging.getLogger(__name__)
 
 START_S = 30.0
+# How long the courier, in the middle of its own work, may keep the interpreter from a training step that wants it.
+# Python's default is 5 ms, longer than many a step. It holds for the whole process.
+SWITCH_S = 0.0005
 MAX_UNSENT = 10_000
 MAX_BACKOFF_S = 2.0
 MAX_NOTE = 4096  # characters, as the contract has it
@@ -82,6 +86,7 @@ class Courier:
 
     def start(self, timeout_s: float = START_S) -> None:
         """Start the thread and wait for the first welcome. Raises Unavailable, or what the runtime refused it for."""
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._thread.start()
         if not self.connected.wait(timeout_s):
             self.close(timeout_s=0.0)
