@@ -39,6 +39,11 @@ class Reports:
         if self.sampler is not None and (self.run.step + 1) % self.sample_every_steps == 0:
             self.sampler.arm()
 
+    def end_sampling(self) -> None:
+        """The next step is not watched, whatever it was to be: an armed sampler holds torch.compile's stance."""
+        if self.sampler is not None and self.sampler.armed:
+            self.sampler.disarm()
+
     def _reduce(self, samples: list[Sample], step: int, active: dict[str, int]) -> trainer_pb2.AttachRequest | None:
         """Runs off the training thread."""
         signals = [reduce(sample, step, active[sample.site]) for sample in samples]

@@ -197,6 +197,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of everything outside this process. A run that has not ended can be resumed."""
+        self.reports.end_sampling()
         self.run.line.close()
         self.arrivals.journal.close()
 

@@ -120,7 +120,7 @@ class LocalRun:
                 self.transitions += session.decide()
 
     def close(self) -> None:
-        self.line.close()
+        self.session.close()
         self.runner.close()
         self.run.spool.close()
         unwrap(self.run.parts.model)

@@ -148,7 +148,7 @@ def test_a_decision_is_explained(command, training):
     decided = training.events("decision")[-1]
     text = command("explain", decided["decision_id"])
     assert f"decision   {decided['decision_id']}" in text
-    assert f"at step {decided['step']} by policy never: NONE" in text
+    assert f"at step {decided['step']} by policy never: {decided['decision']}" in text
     assert f"because    {decided['reason']}" in text
 
 

@@ -1,9 +1,12 @@
 """One run from germination to a fossil, and the same run resumed from wherever it may have died."""
 
 import pytest
+from torch._dynamo import eval_frame
 
 from esper.kasmina.lifecycle import State
 from esper.tolaria.journal import NAME, read_journal
+from esper.tolaria.task import load_task
+from tests.flow.local import start
 from tests.tolaria.runs import begin, crash_to, follow, go_on, let_go, same_parameters
 
 # A crash after the first of these steps resumes from the second; the seed that is grafted is then in the third.
@@ -127,3 +130,15 @@ def _brief(entry):
 def _timeless(entry):
     entry.result.ClearField("wall_s")
     return entry
+
+
+def test_a_closed_session_leaves_the_compiler_and_the_layers_as_they_were(tmp_path):
+    before = eval_frame._stance.stance
+    task = load_task("esper.tolaria.tasks.digits:task", {"batch_size": 16})
+    run = start(task, tmp_path, sample_every_steps=4)
+    run.train(3)  # the next step is to be sampled
+    assert run.session.reports.sampler.armed
+    run.session.close()
+    assert eval_frame._stance.stance == before
+    assert all("forward" not in vars(site.module) for site in run.run.executor.sites.values())
+    run.close()
