@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from esper.kasmina.loader import KernelLoader
 from esper.runtime.clients import LibraryClient
 from esper.runtime.courier import START_S, Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
-from esper.runtime.launch import find_or_start_runtime
+from esper.runtime.launch import Child, find_or_start_runtime
 from esper.runtime.stock import LONGEST_WAIT_S
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
@@ -37,6 +38,8 @@ from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, write_b
 from esper.tolaria.spool import Spool
 from esper.tolaria.step import Parts, step_flops
 from esper.tolaria.task import Task, check_task, load_task
+
+REPORT, LONGEST_REPORT_S = "report.html", 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ def attach(
     """
     known = _task(task)
     _prove(handle, known)
-    contact = _contact(runtime)
+    contact, child = _contact(runtime)
     run_id = run_id or f"{known.name if known else 'run'}-{secrets.token_hex(3)}"
     folder = Path(directory or Path("runs") / run_id).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,18 +114,26 @@ def attach(
     handle.kernels = _Library(courier, courier.load)
     run = make_run(handle, parts, plan, courier)
     run.cache = loader.cache
-    return open_session(handle, run, checkpoint)
-
-
-def _contact(runtime: str | Contact | None) -> Contact:
-    if isinstance(runtime, Contact):
-        return runtime
-    if runtime is not None:
-        return Home(Path(runtime)).contact()
-    contact, child = find_or_start_runtime(Home(DEFAULT))
+    session = open_session(handle, run, checkpoint)
     if child is not None:
-        atexit.register(child.stop)
-    return contact
+        atexit.register(_stop, child, session)
+    return session
+
+
+def _contact(runtime: str | Contact | None) -> tuple[Contact, Child | None]:
+    if isinstance(runtime, Contact):
+        return runtime, None
+    if runtime is not None:
+        return Home(Path(runtime)).contact(), None
+    return find_or_start_runtime(Home(DEFAULT))
+
+
+def _stop(child: Child, session: Session) -> None:
+    """The runtime that was started here goes with this process, after it has written the report of a run that ended."""
+    report, deadline = session.run.directory / REPORT, time.monotonic() + LONGEST_REPORT_S
+    while session.ended and child.running and not report.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.stop()
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Session:
         self.run = run
         self.checkpoint_every_steps = checkpoint_every_steps
         self.returned_step = 0  # of the state that `finish` put the model to; 0: the last one
+        self.ended = False
         self._checkpoint_step = run.step
         self._validated: tuple[int, tuple[str, ...]] = (0, ())  # step and grafts of the last validation asked for
         self._moved: list[Transition] = []  # by rollbacks since the last decision point
@@ -204,6 +205,7 @@ class Session:
     def end(self) -> None:
         """Judge or cull what is still on trial, return to the best validated state, say goodbye."""
         end_run(self)
+        self.ended = True
 
     def _step_grafts(self) -> None:
         run = self.run
