@@ -86,10 +86,8 @@ def attach(
     """
     known = _task(task)
     _prove(handle, known)
-    contact, child = _contact(runtime)
     run_id = run_id or f"{known.name if known else 'run'}-{secrets.token_hex(3)}"
     folder = Path(directory or Path("runs") / run_id).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(
         run_id=run_id,
         directory=folder,
@@ -106,12 +104,10 @@ def attach(
     if checkpoint is not None:
         hello.resumed = True
         hello.last_command_sequence = checkpoint[0].last_command_sequence
-    courier = Courier(contact.address, contact.token(), hello)
-    courier.start(START_S + (LONGEST_WAIT_S if deterministic else 0.0))
-    assert courier.welcome is not None
-    loader = _loader(contact, courier.welcome)
-    courier.load = _load_over(loader, courier)
-    handle.kernels = _Library(courier, courier.load)
+    folder.mkdir(parents=True, exist_ok=True)
+    contact, child = _contact(runtime)  # what can be wrong with the arguments is known by now
+    courier, loader = _connect(contact, hello)
+    handle.kernels = _Library(courier, _load_over(loader, courier))
     run = make_run(handle, parts, plan, courier)
     run.cache = loader.cache
     session = open_session(handle, run, checkpoint)
@@ -126,6 +122,16 @@ def _contact(runtime: str | Contact | None) -> tuple[Contact, Child | None]:
     if runtime is not None:
         return Home(Path(runtime)).contact(), None
     return find_or_start_runtime(Home(DEFAULT))
+
+
+def _connect(contact: Contact, hello: trainer_pb2.Hello) -> tuple[Courier, KernelLoader]:
+    """The open line to a runtime, and what loads kernels that its keys vouch for."""
+    courier = Courier(contact.address, contact.token(), hello)
+    courier.start(START_S + (LONGEST_WAIT_S if hello.deterministic else 0.0))
+    assert courier.welcome is not None
+    loader = _loader(contact, courier.welcome)
+    courier.load = _load_over(loader, courier)
+    return courier, loader
 
 
 def _stop(child: Child, session: Session) -> None:
