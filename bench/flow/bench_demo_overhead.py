@@ -1,6 +1,6 @@
 """What the whole of Esper costs a run that does not grow: the digits task under all services, against its bare loop.
 
-`ratio`: wall time of 100 training steps with the decision point that ends them, under a session on
+`ratio`: wall time of 200 training steps with the decision point that ends them, under a session on
 the real courier with growth off, to the same steps of `train_bare`. The services' start, and
 the kernels that are made when a run attaches, are waited for first: see `disturb` for these.
 Validations go on as in the demo.
@@ -18,8 +18,8 @@ from esper.tolaria.task import Task, load_task
 
 NAME = "demo-overhead"
 WITHIN = Target(1.02)
-STEPS = 100  # per call: one decision point and one validation
-EFFORT = Effort(rounds=4, turns=40, block_s=0.0)
+STEPS = 200  # per call: one decision point and one validation
+EFFORT = Effort(rounds=4, turns=20, block_s=0.0)
 QUICK = Effort(rounds=1, turns=3, block_s=0.0)
 OFF = {"policy": "never"}
 QUIET_LIMIT_S = 300.0

@@ -1,10 +1,10 @@
 """What dormant seeds cost: a wrapped model, all its seeds dormant, against the plain model.
 
 `forward_ratio`: one call in eval mode without grad. `step_ratio`: forward and backward in train
-mode. Both in time of the calling thread. `telemetry_ratio`: 32 whole training steps under a session
-that samples as it does by default, one of them sampled, against the same steps without; wall
-time, because samples are reduced on another thread. What a run talks to is left out: see
-`demo-overhead`.
+mode. Both in time of the calling thread. `telemetry_ratio`: as many whole training steps under a
+session as by default lie between two decision points, one of them sampled, against the same
+steps without; wall time, because samples are reduced on another thread. Decision points, and
+what a run talks to, are left out: see `demo-overhead`.
 """
 
 import tempfile
@@ -24,14 +24,15 @@ from bench.registry import Options
 from bench.row import Row, Target
 from esper.kasmina.wrap import wrap
 from esper.runtime.attach import Plan, make_run, open_session
-from esper.tolaria.session import SAMPLE_EVERY_STEPS, Session
+from esper.tolaria.session import Session
 from esper.tolaria.settings import Budget, GrowthSettings
 from esper.tolaria.step import Parts
 
 NAME = "dormant"
 WITHIN = Target(1.01)
-# One call is 32 steps.
-TELEMETRY_EFFORT = Effort(rounds=5, turns=15, block_s=0.0, warm_up_calls=1)
+SETTINGS = GrowthSettings()
+STEPS = SETTINGS.decision_every_steps  # per call
+TELEMETRY_EFFORT = Effort(rounds=3, turns=8, block_s=0.0, warm_up_calls=1)
 TELEMETRY_QUICK = Effort(rounds=1, turns=2, block_s=0.0, warm_up_calls=1)
 
 
@@ -43,7 +44,7 @@ def rows(options: Options) -> Iterator[Row]:
         with ExitStack() as stack:
             build = lambda host=host, stack=stack: training_arms(host, stack)  # noqa: E731
             found = compare(build, TELEMETRY_QUICK if options.quick else TELEMETRY_EFFORT)
-            against = f"{SAMPLE_EVERY_STEPS} plain steps"
+            against = f"{STEPS} plain steps"
             yield found.row(NAME, case, "telemetry_ratio", against=against, target=WITHIN)
 
 
@@ -79,7 +80,7 @@ def forward_and_backward(model: nn.Module, batch: Tensor) -> Call:
 
 
 def training_arms(host: Host, stack: ExitStack) -> Arms:
-    """32 training steps: plain, plain again, and under a session; its thread and folder live as long as `stack`."""
+    """Training steps: plain, plain again, and under a session; its thread and folder live as long as `stack`."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esper-bench-")))
     return {
         BASELINE: _steps(_parts(host), host.batch(), None),
@@ -94,14 +95,14 @@ def _parts(host: Host) -> Parts:
 
 
 def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor, Session]:
-    """Model and optimiser under a session whose decision points never come."""
+    """Model and optimiser under a session that nobody asks for decisions."""
     parts, batch = _parts(host), host.batch()
     handle = wrap(parts.model, list(host.targets), example=batch)
     plan = Plan(
         run_id="dormant",
         directory=folder,
         task=None,
-        settings=GrowthSettings(decision_every_steps=10**9, embargo_steps=10**9),
+        settings=SETTINGS,
         budget=Budget(),
         total_steps=0,
         seed=0,
@@ -114,7 +115,7 @@ def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor
 
 def _steps(parts: Parts, batch: Tensor, session: Session | None) -> Call:
     def call() -> None:
-        for _ in range(SAMPLE_EVERY_STEPS):
+        for _ in range(STEPS):
             parts.optimizer.zero_grad(set_to_none=True)
             loss = parts.model(batch).square().mean()
             loss.backward()

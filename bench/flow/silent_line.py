@@ -3,6 +3,7 @@
 As the courier does, it works off what is posted on a thread of its own; what that makes is dropped.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -23,6 +24,9 @@ class SilentLine:
 
     def post(self, make: Message) -> None:
         self._posted.put(make)
+
+    def together(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
 
     def load_kernel(self, seed: SeedId, artifact_id: str, interface: Interface) -> None:
         raise Unavailable(f"kernel {artifact_id} for {seed}: nobody is at the other end of this line")

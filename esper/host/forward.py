@@ -102,7 +102,7 @@ def install(module: nn.Module) -> None:
     own = vars(module)
     if _SEEDED not in own:
         own[_SEEDED] = functools.partial(seeded_forward, module)
-    module.forward = own[_SEEDED]
+    own["forward"] = own[_SEEDED]
 
 
 def bypass(module: nn.Module) -> None:
@@ -117,13 +117,17 @@ def restore(module: nn.Module) -> None:
 
 def bare(module: nn.Module) -> nn.Module:
     """The module as its class made it: the same parameters and children in another object, without grafts."""
-    if _NAMES not in vars(module):
+    if not carries_grafts(module):
         return module
     plain = copy.copy(module)
     for name in (_NAMES, _SEEDED, "forward"):
         vars(plain).pop(name, None)
     vars(plain)["_modules"] = {n: m for n, m in module._modules.items() if not n.startswith(PREFIX)}
     return plain
+
+
+def carries_grafts(module: nn.Module) -> bool:
+    return _NAMES in vars(module)
 
 
 def grafts_of(module: nn.Module) -> dict[int, Graft]:

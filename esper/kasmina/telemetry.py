@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.api.kasmina.v1 import telemetry_pb2
-from esper.host.forward import grafts_of, install, join_grafts, own_forward, restore
+from esper.host.forward import carries_grafts, install, join_grafts, own_forward, restore
 from esper.host.layout import Layout
 from esper.host.sites import Site
 
@@ -39,6 +39,10 @@ class Sampler:
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self.sites = sites
+        # One partial serves a site for as long as it lives: arming is on the training thread.
+        self._watched = {
+            name: functools.partial(_sampled_forward, site.module, self, site) for name, site in sites.items()
+        }
         self._samples: dict[str, Sample] = {}
         self._stance: Any = None
         self.armed = False
@@ -46,14 +50,14 @@ class Sampler:
     def arm(self) -> None:
         """Watch the next forward and backward in train mode. What torch.compile made stays and rests meanwhile."""
         self._stance = _uncompiled()
-        for site in self.sites.values():
-            site.module.forward = functools.partial(_sampled_forward, site.module, self, site)
+        for name, site in self.sites.items():
+            vars(site.module)["forward"] = self._watched[name]
         self.armed = True
 
     def disarm(self) -> list[Sample]:
         """Give the forwards back and return what was seen."""
         for site in self.sites.values():
-            if grafts_of(site.module):
+            if carries_grafts(site.module):
                 install(site.module)
             else:
                 restore(site.module)

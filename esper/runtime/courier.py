@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -28,6 +28,7 @@ from esper.errors import Conflict, DeadlineExceeded, EsperError, Exhausted, Inva
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.lifecycle import SeedId
 from esper.rpc.client import open_channel
+from esper.runtime.waker import Waker
 from esper.tolaria.line import Incoming, Loaded, Message
 
 log = logging.getLogger(__name__)
@@ -78,15 +79,18 @@ class Courier:
         self._condition = threading.Condition()
         self._fatal: EsperError | None = None
         self._closing = False
+        self._held = False  # what is posted goes out later, together
         self._channel: grpc.aio.Channel | None = None
         self._loop = asyncio.new_event_loop()
         self._wake: asyncio.Event | None = None
+        self._waker: Waker | None = None
         self._thread = threading.Thread(target=self._run, name="esper-courier", daemon=True)
         self._enqueue(first)
 
     def start(self, timeout_s: float = START_S) -> None:
         """Start the thread and wait for the first welcome. Raises Unavailable, or what the runtime refused it for."""
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
+        self._waker = Waker()
         self._thread.start()
         if not self.connected.wait(timeout_s):
             self.close(timeout_s=0.0)
@@ -112,11 +116,20 @@ class Courier:
         if len(self._thunks) >= MAX_UNSENT:
             raise Exhausted(f"{MAX_UNSENT} messages wait for the courier, the limit; its thread is stuck or starved")
         self._thunks.append(make)
-        self._rouse()
+        self._rouse_unless_held()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._rouse_unless_held()
 
     def load_kernel(self, seed: SeedId, artifact_id: str, interface: Interface) -> None:
         self._thunks.append(lambda: self._start_load(seed, artifact_id, interface))
-        self._rouse()
+        self._rouse_unless_held()
 
     def collect(self) -> list[Incoming]:
         if not self._arrived:
@@ -130,6 +143,7 @@ class Courier:
 
     def wait(self, done: Callable[[], bool], limit_s: float = 600.0) -> None:
         deadline = time.monotonic() + limit_s
+        self._rouse()
         while not done():
             if self._fatal is not None:
                 raise self._fatal
@@ -149,14 +163,20 @@ class Courier:
         self._rouse()
         if self._thread.is_alive():
             self._thread.join(max(1.0, timeout_s))
+        if self._waker is not None and not self._thread.is_alive():
+            self._waker.close()
 
     def _unsaid(self) -> bool:
         """Whether something is left that the runtime does not have. Hello stays in the queue for the next line."""
         return bool(self._thunks) or len(self._unacknowledged) > 1
 
+    def _rouse_unless_held(self) -> None:
+        if self._thunks and not self._held:
+            self._rouse()
+
     def _rouse(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the thread has ended, and its loop with it
-            self._loop.call_soon_threadsafe(self._woken)
+        if self._waker is not None:
+            self._waker.wake()
 
     # The courier's side
 
@@ -174,6 +194,8 @@ class Courier:
 
     async def _serve(self) -> None:
         self._wake = asyncio.Event()
+        assert self._waker is not None
+        self._waker.listen(self._loop, self._wake.set)
         backoff_s = 0.05
         while not self._closing and self._fatal is None:
             try:
@@ -312,7 +334,3 @@ class Courier:
             self._arrive(Loaded(seed, artifact_id, await self.load(artifact_id, interface)))
         except EsperError as error:
             self._arrive(Loaded(seed, artifact_id, None, str(error)))
-
-    def _woken(self) -> None:
-        if self._wake is not None:
-            self._wake.set()

@@ -4,6 +4,7 @@ Every answer is computed where it is asked for, so the training thread does wait
 wired like this is deterministic and makes no claim about overhead.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -61,6 +62,10 @@ class LocalLine:
             self._jobs.append(message.job)
         elif message.HasField("cancelled_job"):
             self._jobs = deque(job for job in self._jobs if job.job_id != message.cancelled_job)
+
+    def together(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing contends: what is posted is done at once."""
+        return contextlib.nullcontext()
 
     def load_kernel(self, seed: SeedId, artifact_id: str, interface: Interface) -> None:
         try:

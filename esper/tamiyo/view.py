@@ -109,7 +109,7 @@ class Scheme:
     fine_tune_steps: int = 100
     candidates_per_site: int = 0
     probe_every_steps: int = 1500
-    decision_every_steps: int = 100
+    decision_every_steps: int = 200
     strategy: int = 1  # GraftStrategy's number
     ignore_end_of_run: bool = False
     rule: Rule = field(default_factory=Rule)

@@ -6,6 +6,7 @@ which only a deterministic run calls.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,13 @@ class Line(Protocol):
 
     def post(self, make: Message) -> None:
         """Run `make` off the training thread, in order of posting, and send what it returns."""
+        ...
+
+    def together(self) -> AbstractContextManager[object]:
+        """What is posted inside goes out at the end of it, or when something is waited for.
+
+        The other end's work then does not contend with what is done inside for the interpreter.
+        """
         ...
 
     def load_kernel(self, seed: SeedId, artifact_id: str, interface: Interface) -> None:

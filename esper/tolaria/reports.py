@@ -1,6 +1,8 @@
 """What a run tells the outside: its state at decision points, its progress, its seeds' moves, its health."""
 
 import functools
+from collections import Counter
+from collections.abc import Mapping
 
 from esper.api.kasmina.v1 import telemetry_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
@@ -14,11 +16,11 @@ from esper.tolaria.run import Run
 class Reports:
     """Posts messages on the run's line; nothing here waits."""
 
-    def __init__(self, run: Run, progress: Progress, sampler: Sampler | None, sample_every_steps: int) -> None:
+    def __init__(self, run: Run, progress: Progress, sampler: Sampler | None) -> None:
         self.run = run
         self.progress = progress
         self.sampler = sampler
-        self.sample_every_steps = sample_every_steps
+        self.sample_every_steps = run.settings.sample_every_steps or run.settings.decision_every_steps
         self.health: dict[str, telemetry_pb2.HealthSignal] = {}
         self.recoveries: dict[str, int] = {}
 
@@ -28,9 +30,7 @@ class Reports:
         if sampler is None:
             return
         if sampler.armed:
-            active = {
-                name: sum(s.state in LIVE for s in run.executor.table.of_site(name)) for name in run.executor.sites
-            }
+            active = Counter(seed.id.site for seed in run.executor.table.in_states(LIVE))
             run.post(functools.partial(self._reduce, sampler.disarm(), run.step, active))
         self.arm_if_due()
 
@@ -44,7 +44,7 @@ class Reports:
         if self.sampler is not None and self.sampler.armed:
             self.sampler.disarm()
 
-    def _reduce(self, samples: list[Sample], step: int, active: dict[str, int]) -> trainer_pb2.AttachRequest | None:
+    def _reduce(self, samples: list[Sample], step: int, active: Mapping[str, int]) -> trainer_pb2.AttachRequest | None:
         """Runs off the training thread."""
         signals = [reduce(sample, step, active[sample.site]) for sample in samples]
         self.health.update({signal.site: signal for signal in signals})

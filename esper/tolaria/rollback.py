@@ -13,7 +13,7 @@ from esper.kasmina.regrow import GraftSpec
 from esper.kasmina.table import Seed
 from esper.tolaria.governor import GovernorOptions, LossWindow
 from esper.tolaria.run import Run
-from esper.tolaria.snapshot import Snapshot, capture, restore
+from esper.tolaria.snapshot import Snapshot, restore
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ def roll_back(run: Run, point: Point, reason: str) -> None:
 
 def _point(run: Run, window: LossWindow) -> Point:
     return Point(
-        snapshot=capture(run.parts, run.step),
+        snapshot=run.capture(),
         specs=run.executor.specs(),
         seeds=[copy.copy(seed) for seed in run.executor.table],
         window=copy.copy(window),

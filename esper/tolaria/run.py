@@ -1,6 +1,7 @@
 """One run as the session holds it: the model's parts, its seeds, its clock, its ties to the outside."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Run:
     initial_parameters: int = 0
     events: int = 0
     insertions: int = 0
+    _copies: dict[int, Snapshot] | None = None  # made at this decision point, by the seeds' moves before
 
     def task_message(self) -> training_pb2.TaskReference:
         """How a worker makes the task. Raises PreconditionFailed where nothing importable was given."""
@@ -73,9 +75,27 @@ class Run:
             )
         return write_task(self.task.reference)
 
+    @contextlib.contextmanager
+    def sharing_copies(self) -> Iterator[None]:
+        """Inside, where no step is taken, one copy of the run serves all who ask until a seed moves."""
+        self._copies = {}
+        try:
+            yield
+        finally:
+            self._copies = None
+
+    def capture(self, *, model_only: bool = False) -> Snapshot:
+        """The run as it is now."""
+        if self._copies is None:
+            return capture(self.parts, self.step, model_only=model_only)
+        moves = self.executor.table.moves
+        if moves not in self._copies:
+            self._copies[moves] = capture(self.parts, self.step)
+        return self._copies[moves].model_only() if model_only else self._copies[moves]
+
     def save(self, name: str, *, model_only: bool) -> training_pb2.SnapshotReference:
         """Copy the run's state now. The file is written off the training thread, before any message posted later."""
-        snapshot = capture(self.parts, self.step, model_only=model_only)
+        snapshot = self.capture(model_only=model_only)
         self.files += 1
         return self.spool_snapshot(snapshot, f"{name}-{self.step}-{self.files}.safetensors")
 

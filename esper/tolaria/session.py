@@ -42,7 +42,6 @@ from esper.tolaria.spool import delete
 from esper.tolaria.state import restore_state, seeds_of, specs_of, write_manifest
 from esper.tolaria.task import Batch
 
-SAMPLE_EVERY_STEPS = 32
 MAX_FAULTS = 3  # of one seed, then it is culled
 
 
@@ -55,7 +54,6 @@ class Session:
         *,
         governor: Governor | None = None,
         telemetry: bool = True,
-        sample_every_steps: int = SAMPLE_EVERY_STEPS,
         checkpoint_every_steps: int = 1000,
     ) -> None:
         self.run = run
@@ -73,7 +71,7 @@ class Session:
         self.commands = Commands(run, self.adaptations, self._before_insertion)
         self.arrivals = Arrivals(run, self.adaptations, self.commands, self.validations)
         sampler = Sampler(run.executor.sites) if telemetry else None
-        self.reports = Reports(run, self.progress, sampler, sample_every_steps)
+        self.reports = Reports(run, self.progress, sampler)
         run.initial_parameters = run.parameter_count
         run.count_flops()
         self.points.take(run, self.governor.window)
@@ -118,6 +116,13 @@ class Session:
         The one call per decision point. Between two of them nothing from outside takes effect.
         """
         began_ns = time.perf_counter_ns()
+        with self.run.sharing_copies(), self.run.line.together():
+            moved = self._decide(final)
+        self._ended_ns = time.perf_counter_ns()
+        self.progress.took_inside(self._ended_ns - began_ns)
+        return moved
+
+    def _decide(self, final: bool) -> list[Transition]:
         run = self.run
         run.sequence += 1
         if run.deterministic:
@@ -136,8 +141,6 @@ class Session:
             self.checkpoint()
         self.progress.stalled_steps = self.arrivals.stalls
         self.reports.advance()
-        self._ended_ns = time.perf_counter_ns()
-        self.progress.took_inside(self._ended_ns - began_ns)
         return moved
 
     def checkpoint(self) -> None:
@@ -231,7 +234,8 @@ class Session:
     def _why_lost(self, loss: float | None) -> str:
         """Why the run must go back: an alarm of the governor, or its journal's word in a replay."""
         reason = "" if loss is None else self.governor.see(loss)
-        if not reason and self.arrivals.journal.goes_back_at(self.run.step):
+        journal = self.arrivals.journal
+        if not reason and journal.replaying and journal.goes_back_at(self.run.step):
             return "the run that is replayed went back here"
         return reason
 

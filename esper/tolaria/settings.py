@@ -31,8 +31,9 @@ class GrowthSettings:
     min_gain: float = 0.01  # least relative gain to keep
     min_standard_errors: float = 1.0  # least gain to keep, in standard errors
     embargo_steps: int = 300  # a culled or cancelled seed may not germinate
-    decision_every_steps: int = 100  # between decision points
-    validate_every_steps: int = 100  # between validations; a multiple of decision_every_steps
+    decision_every_steps: int = 200  # between decision points
+    validate_every_steps: int = 200  # between validations; a multiple of decision_every_steps
+    sample_every_steps: int = 0  # between two sampled for telemetry; 0: each decision point's own step
     probe_every_steps: int = 1500  # between probes of fossils; 0: never
     max_twin_lag_steps: int = 200  # steps a run may lose by returning to its twin
     strategy: str = "residual"  # how a graft joins the host

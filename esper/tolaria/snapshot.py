@@ -19,10 +19,12 @@ from torch.optim import Optimizer
 
 from esper.errors import Corrupt, NotFound, PreconditionFailed
 from esper.tolaria import generators
+from esper.tolaria.generators import GeneratorStates
 from esper.tolaria.plain import read_plain, write_plain
 from esper.tolaria.step import Parts
 
-_SCALARS = "scalars"
+_SCALARS, _GENERATORS, _MODEL = "scalars", "generators", "model."
+_CLONE_ALL = getattr(torch, "_foreach_clone", None)  # torch 2.10 has none
 _OF_OTHERS = ("params", "param_names")  # of a group: what surgery keeps, not a setting
 _NUMBER = "#"  # ends the key of an optimiser's entry that is a number, not a tensor
 
@@ -34,17 +36,27 @@ class Snapshot:
     step: int
     tensors: dict[str, Tensor]
     scalars: dict[str, Any]
+    random: GeneratorStates | None = None  # None: of the model alone
 
     @property
     def size_bytes(self) -> int:
+        """Of the tensors; the file has a few KB besides."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def model_only(self) -> "Snapshot":
+        """What a measurement needs of it, without optimiser, scheduler and generators. Shares the tensors."""
+        return Snapshot(self.step, {n: t for n, t in self.tensors.items() if n.startswith(_MODEL)}, {})
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
         partial = path.with_suffix(".partial")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        scalars = self.scalars
+        if self.random is not None:
+            tensors |= self.random.tensors()
+            scalars = {**scalars, _GENERATORS: self.random.beside()}
         try:
-            save_file(tensors, partial, {"step": str(self.step), _SCALARS: json.dumps(self.scalars)})
+            save_file(tensors, partial, {"step": str(self.step), _SCALARS: json.dumps(scalars)})
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -59,7 +71,11 @@ def load(path: Path) -> Snapshot:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-        return Snapshot(int(metadata["step"]), tensors, json.loads(metadata[_SCALARS]))
+        step, scalars = int(metadata["step"]), json.loads(metadata[_SCALARS])
+        if not scalars:
+            return Snapshot(step, tensors, {})
+        drawn = generators.read(tensors, scalars.pop(_GENERATORS))
+        return Snapshot(step, {n: t for n, t in tensors.items() if not generators.is_state(n)}, scalars, drawn)
     except (SafetensorError, KeyError, ValueError) as error:
         raise Corrupt(f"{path} is not a snapshot: {error}") from error
 
@@ -70,21 +86,24 @@ def capture(parts: Parts, step: int, *, model_only: bool = False) -> Snapshot:
     With `model_only`: what a measurement needs, without optimiser, scheduler and generators.
     Raises PreconditionFailed for state that is not tensors and plain data.
     """
-    tensors = {f"model.{name}": _copy(name, value) for name, value in parts.model.state_dict().items()}
+    held = {f"{_MODEL}{name}": _tensor(name, t) for name, t in parts.model.state_dict(keep_vars=True).items()}
     if model_only:
-        return Snapshot(step, tensors, {})
-    drawn, beside = generators.capture(parts.model)
-    tensors |= drawn | _optimizer_tensors(parts)
-    scalars: dict[str, Any] = {
-        "made_by": _classes(parts),
-        "generators": beside,
-        "groups": _group_settings(parts.optimizer),
-    }
+        return Snapshot(step, _copies(held), {})
+    held |= _optimizer_tensors(parts)
+    scalars: dict[str, Any] = {"made_by": _classes(parts), "groups": _group_settings(parts.optimizer)}
     if parts.scheduler is not None:
         scalars["scheduler"] = write_plain(parts.scheduler.state_dict(), type(parts.scheduler).__name__)
     if parts.scaler is not None:
         scalars["scaler"] = write_plain(parts.scaler.state_dict(), type(parts.scaler).__name__)
-    return Snapshot(step, tensors, scalars)
+    return Snapshot(step, _copies(held), scalars, generators.capture(parts.model))
+
+
+def _copies(held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One call for all where torch has it: the training thread then lets go of the interpreter once, not each time."""
+    with torch.no_grad():
+        if _CLONE_ALL is None:
+            return {name: tensor.clone() for name, tensor in held.items()}
+        return dict(zip(held, _CLONE_ALL(list(held.values())), strict=True)) if held else {}
 
 
 def restore_model(model: nn.Module, snapshot: Snapshot) -> None:
@@ -93,7 +112,7 @@ def restore_model(model: nn.Module, snapshot: Snapshot) -> None:
     Raises PreconditionFailed for a snapshot of another topology, and then nothing has changed.
     """
     own = model.state_dict()
-    saved = {name.removeprefix("model."): t for name, t in snapshot.tensors.items() if name.startswith("model.")}
+    saved = {name.removeprefix(_MODEL): t for name, t in snapshot.tensors.items() if name.startswith(_MODEL)}
     if own.keys() != saved.keys():
         missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
         raise PreconditionFailed(
@@ -124,7 +143,8 @@ def restore(parts: Parts, snapshot: Snapshot) -> None:
         parts.scheduler.load_state_dict(read_plain(snapshot.scalars["scheduler"]))
     if parts.scaler is not None:
         parts.scaler.load_state_dict(read_plain(snapshot.scalars["scaler"]))
-    generators.restore(snapshot.tensors, snapshot.scalars["generators"])
+    assert snapshot.random is not None  # of a whole run
+    snapshot.random.restore()
 
 
 def _classes(parts: Parts) -> dict[str, str]:
@@ -163,11 +183,11 @@ def _optimizer_tensors(parts: Parts) -> dict[str, Tensor]:
     for index, group in enumerate(parts.optimizer.param_groups):
         for key, value in group.items():
             if isinstance(value, Tensor):  # a learning rate, where a compiled step wants one
-                found[f"group.{index}|{key}"] = value.detach().clone()
+                found[f"group.{index}|{key}"] = value
     for name, parameter in parts.model.named_parameters():
         for key, value in parts.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                found[f"optimizer.{name}|{key}"] = value.detach().clone()
+                found[f"optimizer.{name}|{key}"] = value
             elif isinstance(value, int | float):
                 found[f"optimizer.{name}|{key}{_NUMBER}"] = torch.tensor(float(value), dtype=torch.float64)
             elif value is not None:
@@ -207,9 +227,9 @@ def _restore_entry(state: dict[str, Any], key: str, tensor: Tensor, parameter: n
         state[key] = tensor.to(parameter.device, copy=True)
 
 
-def _copy(name: str, value: Any) -> Tensor:
+def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise PreconditionFailed(
             f"state_dict entry {name} is {type(value).__name__}; snapshots hold tensors only: make it a buffer"
         )
-    return value.detach().clone()
+    return value

@@ -5,13 +5,12 @@ import re
 import pytest
 
 from esper.api.nissa.v1 import observability_pb2, observability_pb2_grpc
-from esper.tolaria.session import SAMPLE_EVERY_STEPS
 from tests.runtime.processes import until
 
 
 @pytest.fixture(scope="module", autouse=True)
 def trained(loop):
-    loop.train(2 * SAMPLE_EVERY_STEPS)
+    loop.train(2 * loop.session.run.settings.decision_every_steps)
     until(lambda: loop.session.decide() is not None and loop.handle.health, what="a reading")
 
 

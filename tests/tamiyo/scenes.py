@@ -100,7 +100,7 @@ def packet(policy: str = "heuristic", **changes: Any) -> state_pb2.SystemStatePa
         "fine_tune_steps": 100,
         "min_gain": 0.01,
         "min_standard_errors": 1.0,
-        "decision_every_steps": 100,
+        "decision_every_steps": 200,
         "probe_every_steps": 1500,
     }
     spending = {"parameters": 1000, "initial_parameters": 1000, "train_flops": 1e9, "nursery_flops": 0.0}

@@ -1,5 +1,6 @@
 """A session whose line leads to a test: what it posts is kept, what arrives is put in by hand."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,9 @@ class QuietLine:
         message = make()
         if message is not None:
             self.posted.append(message)
+
+    def together(self):
+        return contextlib.nullcontext()
 
     def load_kernel(self, seed, artifact_id, interface):
         self.loads.append((seed, artifact_id))

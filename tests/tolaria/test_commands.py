@@ -1,5 +1,7 @@
 """Every kind of command: carried out, or refused with nothing changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -191,7 +193,7 @@ def test_cull_and_go_on_from_the_twin(session):
     tensors = {n: t for n, t in twin.tensors.items() if "esper_" not in n}
     tensors = {n: t + 0.5 if t.is_floating_point() and n.startswith("model.") else t for n, t in tensors.items()}
     path = session.run.spool.folder / "twin.safetensors"
-    type(twin)(4, tensors, twin.scalars).save(path)
+    replace(twin, step=4, tensors=tensors).save(path)
     adaptation.twin[4] = training_pb2.SnapshotReference(step=4, path=str(path))
     outcome = give(session, cull=pb.Cull(seed=ref(), return_to_twin=True))
     assert outcome.detail == "2/0 culled; went on from the twin of step 4, 1 steps back"

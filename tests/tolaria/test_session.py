@@ -135,7 +135,7 @@ def _timeless(entry):
 def test_a_closed_session_leaves_the_compiler_and_the_layers_as_they_were(tmp_path):
     before = eval_frame._stance.stance
     task = load_task("esper.tolaria.tasks.digits:task", {"batch_size": 16})
-    run = start(task, tmp_path, sample_every_steps=4)
+    run = start(task, tmp_path, growth={"sample_every_steps": 4})
     run.train(3)  # the next step is to be sampled
     assert run.session.reports.sampler.armed
     run.session.close()

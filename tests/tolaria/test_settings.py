@@ -39,7 +39,7 @@ def test_the_known_keys_are_listed():
         ({"nursery_steps": 0}, "growth setting nursery_steps must be >= 1, got 0"),
         ({"decision_every_steps": 0}, "decision_every_steps must be >= 1"),
         ({"strategy": "hopeful"}, "must be one of residual, convex, gated, got 'hopeful'"),
-        ({"embargo_steps": 50}, "embargo_steps 50 is under decision_every_steps 100"),
+        ({"embargo_steps": 50}, "embargo_steps 50 is under decision_every_steps 200"),
         ({"verdict_steps": 110}, "verdict_steps 110 must be over 110, the room for a ramp of 30 steps and 5 snapshots"),
     ],
 )

@@ -8,7 +8,7 @@ from esper.tamiyo.view import RunView
 
 # Validation this far above its best, for this long, while training goes on: more capacity would over-fit.
 OVERFIT_RATIO = 1.10
-OVERFIT_DECISIONS = 6
+OVERFIT_DECISIONS = 3
 MIN_TRIED = 3  # earlier grafts of a kind before their mean counts
 
 
