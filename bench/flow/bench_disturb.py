@@ -40,7 +40,7 @@ STEPS = 200  # per block: one decision point
 GROWTH = {
     "policy": "periodic-random",
     "first_event_step": 200,
-    "event_spacing_steps": 300,
+    "event_spacing_steps": 400,
     "nursery_steps": 40,
     "measure_every_steps": 20,
     "candidates_per_site": 1,
@@ -49,7 +49,7 @@ GROWTH = {
     "verdict_snapshots": 2,
     "snapshot_gap_steps": 10,
     "fine_tune_steps": 10,
-    "embargo_steps": 100,
+    "embargo_steps": 200,
     "min_gain": 0.99,
 }
 

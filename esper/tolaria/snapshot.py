@@ -38,6 +38,10 @@ class Snapshot:
     scalars: dict[str, Any]
     random: GeneratorStates | None = None  # None: of the model alone
 
+    def all_tensors(self) -> dict[str, Tensor]:
+        """With those of the generators' states."""
+        return self.tensors | (self.random.tensors() if self.random is not None else {})
+
     @property
     def size_bytes(self) -> int:
         """Of the tensors; the file has a few KB besides."""
@@ -50,10 +54,9 @@ class Snapshot:
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
         partial = path.with_suffix(".partial")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.all_tensors().items()}
         scalars = self.scalars
         if self.random is not None:
-            tensors |= self.random.tensors()
             scalars = {**scalars, _GENERATORS: self.random.beside()}
         try:
             save_file(tensors, partial, {"step": str(self.step), _SCALARS: json.dumps(scalars)})

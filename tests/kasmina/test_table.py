@@ -55,6 +55,15 @@ def test_a_refused_move_changes_nothing():
     assert seed == before and agrees(made) and made.drain() == []
 
 
+def test_a_copied_record_is_equal_and_its_own():
+    seed = table()[SeedId("a", 1)]
+    seed.alpha, seed.span, seed.reason = 0.25, (0, 2), "why"
+    copied = copy.copy(seed)
+    assert copied == seed and type(copied) is type(seed)
+    seed.alpha = 1.0
+    assert copied.alpha == 0.25
+
+
 def test_alpha_and_errors_reach_the_device_and_views_follow():
     made = table()
     seed = made[SeedId("b", 0)]

@@ -67,6 +67,25 @@ def test_a_message_is_made_off_the_training_thread_and_none_is_sent_for_nothing(
     assert host.peer.heard() == [2]
 
 
+def test_what_is_posted_together_is_made_when_all_of_it_is_there(host, courier):
+    made: list[int] = []
+    with courier.together():
+        for number in range(3):
+            courier.post(lambda number=number: made.append(number))
+        time.sleep(0.2)
+        assert made == []
+    until(lambda: made == [0, 1, 2])
+
+
+def test_waiting_in_the_midst_of_it_sends_what_is_there(host, courier):
+    host.peer.answer = lambda request: [*acknowledge(request), result(1)]
+    with courier.together():
+        courier.post(note("first"))
+        courier.wait(lambda: bool(courier.collect()), 10.0)
+        courier.post(note("second"))
+    until(lambda: host.peer.texts() == ["first", "second"])
+
+
 def test_posting_does_not_wait_for_a_slow_message(host, courier):
     gate = threading.Event()
     courier.post(lambda: gate.wait(30) and None)

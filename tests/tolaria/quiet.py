@@ -96,7 +96,7 @@ def everything(session: Session) -> str:
     """All a refused command must leave alone."""
     run = session.run
     snapshot = capture(run.parts, run.step)
-    tensors = {name: tensor.tolist() for name, tensor in snapshot.tensors.items()}
+    tensors = {name: tensor.tolist() for name, tensor in snapshot.all_tensors().items()}
     table = [[getattr(seed, name) for name in type(seed).__dataclass_fields__] for seed in run.executor.table]
     counters = (run.step, run.events, run.insertions, run.loading, sorted(run.outstanding), run.jobs)
     grafts, events = sorted(map(str, run.executor.grafts)), sorted(session.adaptations.events)

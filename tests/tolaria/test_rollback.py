@@ -72,7 +72,7 @@ def until_rollback(local):
 def everything(local):
     """All that a rollback has to restore, as one comparable thing."""
     snapshot = capture(local.run.parts, local.run.step)
-    return {name: t.tolist() for name, t in snapshot.tensors.items()}, snapshot.scalars, local.run.step
+    return {name: t.tolist() for name, t in snapshot.all_tensors().items()}, snapshot.scalars, local.run.step
 
 
 def test_everything_is_as_it_was(run_of):

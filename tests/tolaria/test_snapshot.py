@@ -68,7 +68,7 @@ def go_on(task, parts, first, steps):
 
 def bits(parts):
     snapshot = capture(parts, 0)
-    return {name: tensor.clone() for name, tensor in snapshot.tensors.items()}, repr(snapshot.scalars)
+    return {name: tensor.clone() for name, tensor in snapshot.all_tensors().items()}, repr(snapshot.scalars)
 
 
 def equal(a, b):
