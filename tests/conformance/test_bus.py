@@ -11,7 +11,7 @@ import pytest
 from esper import errors
 from esper.api.kasmina.v1 import control_pb2, telemetry_pb2
 from esper.api.tezzeret.v1 import forge_pb2
-from esper.oona.broker import Broker, BrokerOptions, find_server
+from esper.oona.broker import Broker, BrokerOptions
 from esper.oona.consume import work_through
 from esper.oona.cursor import Cursor, CursorState, MemoryCursorStore, follow
 from esper.oona.envelope import Sender, open_as
@@ -26,11 +26,7 @@ _prefixes = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    try:
-        find_server()
-    except errors.Unavailable as error:
-        pytest.skip(str(error))
+def broker(nats_server, tmp_path_factory):
     # Each test has streams of its own, and each stream reserves what it may keep.
     with Broker(tmp_path_factory.mktemp("broker"), options=BrokerOptions(max_store_bytes=1 << 40)) as started:
         yield started

@@ -7,21 +7,11 @@ from typing import Any
 
 import pytest
 
-from esper import errors
-from esper.oona.broker import find_server
 from tests.flow.drills import GROWING, begin, copy_stock, outcome, stocked
 from tests.flow.staging import channel, loop, stage
 from tests.runtime.processes import Runtime
 
 __all__ = ["channel", "loop", "stage"]  # fixtures of the stage tests
-
-
-@pytest.fixture(scope="session")
-def broker_binary() -> None:
-    try:
-        find_server()
-    except errors.Unavailable as error:
-        pytest.skip(str(error))
 
 
 @dataclass(frozen=True)
@@ -35,7 +25,7 @@ class Calm:
 
 
 @pytest.fixture(scope="session")
-def calm(broker_binary: None, tmp_path_factory: pytest.TempPathFactory) -> Calm:
+def calm(nats_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Calm:
     folder = tmp_path_factory.mktemp("calm")
     first = Runtime(folder / "first")
     begin(first, folder / "first-run", steps=20, policy="never").finish()

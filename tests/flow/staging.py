@@ -9,10 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from esper.errors import Unavailable
 from esper.kasmina.handle import ModelHandle
 from esper.kasmina.wrap import unwrap, wrap
-from esper.oona.broker import find_server
 from esper.rpc.client import open_channel
 from esper.runtime.attach import attach
 from esper.tolaria.session import Session
@@ -40,11 +38,7 @@ class Stage:
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    try:
-        find_server()
-    except Unavailable as error:
-        pytest.skip(str(error))
+def stage(nats_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("stages")
     runtime = Runtime(folder)
     try:

@@ -2,11 +2,8 @@
 
 import pytest
 
-from esper.errors import Unavailable
 from esper.nissa.metrics import Metrics
 from esper.nissa.recorder import Recorder
-from esper.oona.broker import find_server
-from tests.requirements import require
 
 
 @pytest.fixture
@@ -19,11 +16,3 @@ def recorder(tmp_path):
     made = Recorder(tmp_path / "state", Metrics())
     yield made
     made.close()
-
-
-@pytest.fixture
-def nats_server():
-    try:
-        return find_server()
-    except Unavailable as error:
-        require("nats-server", str(error))

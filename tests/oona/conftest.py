@@ -8,18 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from esper import errors
 from esper.api.kasmina.v1 import control_pb2, telemetry_pb2
-from esper.oona.broker import Broker, find_server
+from esper.oona.broker import Broker
 from esper.oona.envelope import Sender
-
-
-@pytest.fixture(scope="session")
-def nats_server() -> Path:
-    try:
-        return find_server()
-    except errors.Unavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_a_second_runtime_on_the_home_is_refused_and_the_first_goes_on(runtime):
     assert runtime.contact.pid == runtime.pid
 
 
-def test_an_address_in_use_is_named_with_the_way_out(broker_binary, tmp_path):
+def test_an_address_in_use_is_named_with_the_way_out(nats_server, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         tried = esper("up", "--home", str(tmp_path / "home"), "--address", f"127.0.0.1:{port}", folder=tmp_path)
@@ -136,7 +136,7 @@ def test_an_address_in_use_is_named_with_the_way_out(broker_binary, tmp_path):
     assert not (tmp_path / "home" / "runtime.json").exists()
 
 
-def test_a_metrics_port_in_use_is_named_with_the_way_out(broker_binary, tmp_path):
+def test_a_metrics_port_in_use_is_named_with_the_way_out(nats_server, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         tried = esper("up", "--home", str(tmp_path / "home"), "--metrics", where, folder=tmp_path)
@@ -145,7 +145,7 @@ def test_a_metrics_port_in_use_is_named_with_the_way_out(broker_binary, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_ends_it_with_all_it_started(broker_binary, tmp_path, short_tmp, number):
+def test_a_signal_ends_it_with_all_it_started(nats_server, tmp_path, short_tmp, number):
     started = Runtime(tmp_path, "--workers", "1")
     family = started.family()
     assert any("nats-server" in " ".join(p.cmdline()) for p in family)
@@ -159,7 +159,7 @@ def test_a_signal_ends_it_with_all_it_started(broker_binary, tmp_path, short_tmp
 
 
 @pytest.mark.slow
-def test_a_killed_runtime_leaves_no_process_and_comes_back_where_it_was(broker_binary, tmp_path, short_tmp):
+def test_a_killed_runtime_leaves_no_process_and_comes_back_where_it_was(nats_server, tmp_path, short_tmp):
     first = Runtime(tmp_path, "--workers", "1")
     family = first.family()
     token, contact = first.contact.token(), first.contact

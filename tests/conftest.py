@@ -1,0 +1,18 @@
+"""What every test may ask for."""
+
+from pathlib import Path
+
+import pytest
+
+from esper import errors
+from esper.oona.broker import find_server
+from tests.requirements import require
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> Path:
+    """The broker's binary; the test is skipped, saying why, where there is none."""
+    try:
+        return find_server()
+    except errors.Unavailable as error:
+        require("nats-server", str(error))
