@@ -38,46 +38,40 @@ class Governor:
 
     def see(self, loss: float) -> str:
         """Take one step's loss; returns why the run is lost, or ""."""
-        reason = alarm(self.window, loss, self.options)
-        if not reason:
-            update(self.window, loss, self.options)
-        return reason
+        return watch(self.window, loss, self.options)
 
 
-def alarm(window: LossWindow, loss: float, options: GovernorOptions) -> str:
-    """Why `loss` on top of `window` means that the run is lost; "" if it does not."""
+def watch(window: LossWindow, loss: float, options: GovernorOptions) -> str:
+    """Why `loss` on top of `window` means that the run is lost; "" if it does not, and then the loss is remembered.
+
+    An exploding loss is counted and kept out of the mean. One function, without calls of its own: it runs at
+    every step, where what costs is not arithmetic but code that training has pushed out of the processor's cache.
+    """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    if window.steps < options.warm_up_steps:
-        return ""
-    if _explodes(window, loss, options) and window.exploding_steps + 1 >= options.explosion_steps:
+    mean, warm = window.mean, window.steps >= options.warm_up_steps
+    exploding = warm and loss > options.explosion_factor * mean and loss > 2 * window.first_mean
+    if exploding and window.exploding_steps + 1 >= options.explosion_steps:
         return (
-            f"the loss was over {options.explosion_factor:g} times its mean of {window.mean:.4g} for "
+            f"the loss was over {options.explosion_factor:g} times its mean of {mean:.4g} for "
             f"{options.explosion_steps} steps, at last {loss:.4g}"
         )
-    if window.diverging_steps >= options.divergence_steps:
+    if warm and window.diverging_steps >= options.divergence_steps:
         return (
-            f"the mean loss {window.mean:.4g} was over {options.divergence_factor:g} times its best "
+            f"the mean loss {mean:.4g} was over {options.divergence_factor:g} times its best "
             f"{window.best_mean:.4g} for {options.divergence_steps} steps"
         )
-    return ""
-
-
-def update(window: LossWindow, loss: float, options: GovernorOptions) -> None:
-    """Remember one finite loss. An exploding one is counted and kept out of the mean."""
     window.steps += 1
-    exploding = window.steps > options.warm_up_steps and _explodes(window, loss, options)
-    window.exploding_steps = window.exploding_steps + 1 if exploding else 0
     if exploding:
-        return
-    window.mean = loss if math.isnan(window.mean) else window.mean + 0.02 * (loss - window.mean)
-    if window.steps == options.warm_up_steps:
-        window.first_mean = window.mean
+        window.exploding_steps += 1
+        return ""
+    window.exploding_steps = 0
+    window.mean = mean = loss if mean != mean else mean + 0.02 * (loss - mean)
     if window.steps >= options.warm_up_steps:
-        window.best_mean = min(window.best_mean, window.mean)
-    diverging = window.mean > max(options.divergence_factor * window.best_mean, 0.5 * window.first_mean)
+        if window.steps == options.warm_up_steps:
+            window.first_mean = mean
+        if mean < window.best_mean:
+            window.best_mean = mean
+    diverging = mean > options.divergence_factor * window.best_mean and mean > 0.5 * window.first_mean
     window.diverging_steps = window.diverging_steps + 1 if diverging else 0
-
-
-def _explodes(window: LossWindow, loss: float, options: GovernorOptions) -> bool:
-    return loss > max(options.explosion_factor * window.mean, 2 * window.first_mean)
+    return ""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.tolaria.governor import Governor, GovernorOptions, LossWindow, alarm, update
+from esper.tolaria.governor import Governor, GovernorOptions
 from esper.tolaria.step import build_parts, train_step
 from esper.tolaria.tasks import digits, tabular, text
 
@@ -81,13 +81,13 @@ def test_the_unit_of_the_loss_does_not_matter(losses, scale):
     assert first_alarm(losses)[0] == first_alarm([loss * scale for loss in losses])[0]
 
 
-def test_looking_does_not_change_the_window():
-    window = LossWindow()
-    for _ in range(60):
-        update(window, 1.0, GovernorOptions())
-    before = repr(window)
-    alarm(window, 100.0, GovernorOptions())
-    assert repr(window) == before
+def test_an_alarm_leaves_the_window_as_it_was():
+    governor = Governor()
+    first_alarm([1.0] * 60 + [100.0] * 2, governor)
+    before = repr(governor.window)
+    for lost in (100.0, math.nan):
+        assert governor.see(lost)
+        assert repr(governor.window) == before
 
 
 @pytest.mark.parametrize("make", [digits.task, tabular.task, text.task], ids=["digits", "tabular", "text"])
