@@ -31,7 +31,7 @@ from esper.tolaria.step import Parts
 NAME = "dormant"
 WITHIN = Target(1.01)
 SETTINGS = GrowthSettings()
-STEPS = SETTINGS.decision_every_steps  # per call
+SHORT = GrowthSettings(decision_every_steps=20)  # shows that it runs
 TELEMETRY_EFFORT = Effort(rounds=3, turns=8, block_s=0.0, warm_up_calls=1)
 TELEMETRY_QUICK = Effort(rounds=1, turns=2, block_s=0.0, warm_up_calls=1)
 
@@ -42,9 +42,10 @@ def rows(options: Options) -> Iterator[Row]:
             found = compare(lambda host=host, call=call: arms(host, call), options.effort(), thread_clock)  # type: ignore[misc]
             yield found.row(NAME, case, metric, against="plain model", target=WITHIN)
         with ExitStack() as stack:
-            build = lambda host=host, stack=stack: training_arms(host, stack)  # noqa: E731
+            settings = SHORT if options.quick else SETTINGS
+            build = lambda host=host, stack=stack, settings=settings: training_arms(host, stack, settings)  # noqa: E731
             found = compare(build, TELEMETRY_QUICK if options.quick else TELEMETRY_EFFORT)
-            against = f"{STEPS} plain steps"
+            against = f"{settings.decision_every_steps} plain steps"
             yield found.row(NAME, case, "telemetry_ratio", against=against, target=WITHIN)
 
 
@@ -79,13 +80,17 @@ def forward_and_backward(model: nn.Module, batch: Tensor) -> Call:
     return call
 
 
-def training_arms(host: Host, stack: ExitStack) -> Arms:
-    """Training steps: plain, plain again, and under a session; its thread and folder live as long as `stack`."""
+def training_arms(host: Host, stack: ExitStack, settings: GrowthSettings) -> Arms:
+    """The steps between two decision points: plain, plain again, and under a session.
+
+    The session's thread and folder live as long as `stack`.
+    """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esper-bench-")))
+    steps = settings.decision_every_steps
     return {
-        BASELINE: _steps(_parts(host), host.batch(), None),
-        CONTROL: _steps(_parts(host), host.batch(), None),
-        CANDIDATE: _steps(*_attached(host, folder, stack)),
+        BASELINE: _steps(steps, _parts(host), host.batch(), None),
+        CONTROL: _steps(steps, _parts(host), host.batch(), None),
+        CANDIDATE: _steps(steps, *_attached(host, folder, stack, settings)),
     }
 
 
@@ -94,7 +99,7 @@ def _parts(host: Host) -> Parts:
     return Parts(model, torch.optim.Adam(model.parameters(), lr=1e-4))
 
 
-def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor, Session]:
+def _attached(host: Host, folder: Path, stack: ExitStack, settings: GrowthSettings) -> tuple[Parts, Tensor, Session]:
     """Model and optimiser under a session that nobody asks for decisions."""
     parts, batch = _parts(host), host.batch()
     handle = wrap(parts.model, list(host.targets), example=batch)
@@ -102,7 +107,7 @@ def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor
         run_id="dormant",
         directory=folder,
         task=None,
-        settings=SETTINGS,
+        settings=settings,
         budget=Budget(),
         total_steps=0,
         seed=0,
@@ -113,9 +118,9 @@ def _attached(host: Host, folder: Path, stack: ExitStack) -> tuple[Parts, Tensor
     return parts, batch, session
 
 
-def _steps(parts: Parts, batch: Tensor, session: Session | None) -> Call:
+def _steps(steps: int, parts: Parts, batch: Tensor, session: Session | None) -> Call:
     def call() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             parts.optimizer.zero_grad(set_to_none=True)
             loss = parts.model(batch).square().mean()
             loss.backward()

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from bench.flow.bench_dormant import arms, forward_and_backward, training_arms
+from bench.flow.bench_dormant import SHORT, arms, forward_and_backward, training_arms
 from bench.flow.busy import Elsewhere, ForeignLoad
 from bench.flow.hosts import HOSTS
 from bench.flow.waits import Waits
@@ -34,16 +34,15 @@ def test_dormant_compares_equal_models_of_which_one_is_wrapped(case):
     assert all(torch.equal(a, b) for a, b in zip(gradients[0], gradients[2], strict=True))
 
 
-def test_a_block_under_a_session_has_one_sampled_step_in_it(tmp_path):
-
+def test_a_block_under_a_session_has_one_sampled_step_in_it():
     with ExitStack() as stack:
-        call = training_arms(HOSTS["Linear"], stack)[CANDIDATE]
+        call = training_arms(HOSTS["Linear"], stack, SHORT)[CANDIDATE]
         session = next(c.cell_contents for c in call.__closure__ if type(c.cell_contents).__name__ == "Session")
         for blocks in (1, 2, 3):
             call()
-            assert session.steps_done == 32 * blocks
+            assert session.steps_done == SHORT.decision_every_steps * blocks
     # the line has been closed, so that all samples are reduced
-    assert session.reports.health["0"].step == 96
+    assert session.reports.health["0"].step == 3 * SHORT.decision_every_steps
 
 
 def test_waits_sees_what_goes_outside_on_its_own_thread_and_only_while_it_watches(tmp_path):
@@ -114,9 +113,10 @@ def test_a_foreign_load_follows_the_services():
 
 
 def test_elsewhere_does_not_count_this_process():
-    elsewhere = Elsewhere()
+    elsewhere, began_s, began_cpu_s = Elsewhere(), time.perf_counter(), time.process_time()
     elsewhere.start()
-    until = time.perf_counter() + 0.3
-    while time.perf_counter() < until:
+    while time.perf_counter() < began_s + 0.3:
         pass
-    assert 0.0 <= elsewhere.cores() <= os.cpu_count() - 0.5
+    found = elsewhere.cores()
+    own = (time.process_time() - began_cpu_s) / (time.perf_counter() - began_s)
+    assert 0.0 <= found <= os.cpu_count() - own + 0.2  # the kernel counts in hundredths of a second
