@@ -1,6 +1,8 @@
-"""Architectures built from their configuration, small, without downloaded weights."""
+"""Architectures built from their configuration, small, without downloaded weights: the form, and those of torch alone.
 
-import importlib
+timm's are left out: it asks for torchvision, whose wheels cannot be installed beside a CPU build of torch.
+"""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ class Architecture:
     make: Callable[[], nn.Module]
     inputs: Callable[[], Mapping[str, Any]]
     targets: list[Target] | None = None
+    causal: str = ""  # the input, [B, T], at whose later positions no earlier output may look; "": there is none
+    untraceable: str = ""  # what export must say where it cannot write this as plain torch; "": it can
 
     def model(self) -> nn.Module:
         """Built anew with the same first weights."""
@@ -69,84 +73,26 @@ class EncoderDecoder(nn.Module):
         return out
 
 
-def _drawn(*shape: int) -> Tensor:
+def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _ids(length: int = 7, vocabulary: int = 60) -> Tensor:
+def ids(length: int = 7, vocabulary: int = 60) -> Tensor:
     return torch.randint(1, vocabulary, (2, length), generator=torch.Generator().manual_seed(1))
-
-
-def _text(**more: Any) -> Mapping[str, Any]:
-    return {"input_ids": _ids(), **more}
-
-
-def _pixels() -> Mapping[str, Any]:
-    return {"pixel_values": _drawn(2, 3, 32, 32)}
 
 
 TORCH = {
     "mlp": Architecture(
         lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4)),
-        lambda: {"input": _drawn(4, 8)},
+        lambda: {"input": drawn(4, 8)},
         [nn.Linear, nn.BatchNorm1d, nn.ReLU],
     ),
-    "lstm": Architecture(Tagger, lambda: {"x": _drawn(2, 6, 8)}, [nn.LSTM, nn.Linear]),
+    "lstm": Architecture(Tagger, lambda: {"x": drawn(2, 6, 8)}, [nn.LSTM, nn.Linear]),
     "transformer": Architecture(
         EncoderDecoder,
-        lambda: {"src": _drawn(2, 6, 16), "tgt": _drawn(2, 5, 16)},
+        lambda: {"src": drawn(2, 6, 16), "tgt": drawn(2, 5, 16)},
         [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer],
+        untraceable="control flow",
     ),
-    "unet": Architecture(UNet, lambda: {"x": _drawn(2, 1, 8, 8)}, [nn.Conv2d, nn.BatchNorm2d]),
+    "unet": Architecture(UNet, lambda: {"x": drawn(2, 1, 8, 8)}, [nn.Conv2d, nn.BatchNorm2d]),
 }
-
-
-def transformers_architectures() -> dict[str, Architecture]:
-    """From the package `transformers`, imported when this is called."""
-    hf: Any = importlib.import_module("transformers")
-    conv1d = importlib.import_module("transformers.pytorch_utils").Conv1D
-    hf.logging.set_verbosity_error()
-    # at the customary spread of 0.02 the first layers of so small a model hardly reach its output
-    wide = {"initializer_range": 0.2}
-    decoder = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    encoder = {**wide, **decoder, "intermediate_size": 48, "max_position_embeddings": 32}
-    llama = {**encoder, "num_key_value_heads": 1, "use_cache": False, "pad_token_id": 0}
-    image = {"image_size": 32, "num_channels": 3, "num_labels": 5}
-    convolutional = {"num_channels": 3, "hidden_sizes": [12, 20], "depths": [1, 1], "num_labels": 5}
-    t5 = {"vocab_size": 60, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "use_cache": False}
-    opt = {**decoder, "ffn_dim": 48, "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False}
-    distil = {
-        **wide,
-        "vocab_size": 60,
-        "dim": 32,
-        "n_layers": 2,
-        "n_heads": 2,
-        "hidden_dim": 48,
-        "max_position_embeddings": 32,
-    }
-    gpt2 = {**wide, "vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "use_cache": False}
-    swin = {**image, **wide, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
-    vit = {**image, **{k: v for k, v in encoder.items() if k != "vocab_size"}, "patch_size": 8}
-    vit.pop("max_position_embeddings")
-    return {
-        "gpt2": Architecture(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**gpt2)), _text, [conv1d]),
-        "llama": Architecture(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**llama)), _text),
-        "mistral": Architecture(lambda: hf.MistralForCausalLM(hf.MistralConfig(**llama)), _text),
-        "opt": Architecture(lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt)), _text),
-        "bert": Architecture(lambda: hf.BertForMaskedLM(hf.BertConfig(**encoder)), _text),
-        "distilbert": Architecture(lambda: hf.DistilBertForMaskedLM(hf.DistilBertConfig(**distil)), _text),
-        "t5": Architecture(
-            lambda: hf.T5ForConditionalGeneration(hf.T5Config(**t5)), lambda: _text(decoder_input_ids=_ids(5))
-        ),
-        "vit": Architecture(lambda: hf.ViTForImageClassification(hf.ViTConfig(**vit)), _pixels),
-        "swin": Architecture(lambda: hf.SwinForImageClassification(hf.SwinConfig(**swin)), _pixels),
-        "resnet": Architecture(
-            lambda: hf.ResNetForImageClassification(hf.ResNetConfig(embedding_size=8, **convolutional)), _pixels
-        ),
-        # its linear layers see maps with the channels last, which are no sites
-        "convnext": Architecture(
-            lambda: hf.ConvNextForImageClassification(hf.ConvNextConfig(num_stages=2, **convolutional)),
-            _pixels,
-            [nn.Conv2d, "classifier"],
-        ),
-    }

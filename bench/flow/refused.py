@@ -55,6 +55,58 @@ class ChannelsLast(nn.Module):
         return out
 
 
+class Routes(nn.Module):
+    """A mixture of two experts, whose router's scores leave it beside what is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = Router(), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, shares = self.router(x)
+        out: Tensor = sum(share[:, None] * expert(x) for share, expert in zip(shares.T, self.experts, strict=True))
+        return out
+
+
+class Router(nn.Module):
+    """Scores and shares: the first are for a loss, the second for the experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.linear(x)
+        return scores, scores.softmax(-1)
+
+
+class Frozen(nn.Module):
+    """Features that no gradient passes, and a head on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = self.features(x)
+        out: Tensor = self.head(seen)
+        return out
+
+
+class Packs(nn.Module):
+    """Gives an LSTM sequences of two lengths, packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True)
+        out: Tensor = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+        return out
+
+
 def _scripted() -> nn.Module:
     return torch.jit.script(nn.Sequential(nn.Linear(4, 4)))
 
@@ -69,5 +121,8 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, Any, Tensor]], str]] = {
     "attention's projection": (lambda: (Attends(), ["attention.out_proj"], _TOKENS), "attention.out_proj"),
     "layer at two ranks": (lambda: (Shapes(), ["shared"], _TOKENS), "shared"),
     "map with channels last": (lambda: (ChannelsLast(), None, torch.ones(2, 4, 3, 3)), "pointwise"),
+    "router's scores": (lambda: (Routes(), ["router"], _ROWS), "router (Router)"),
+    "layer without grad": (lambda: (Frozen(), None, _ROWS), "features (Linear)"),
+    "lstm on a packed batch": (lambda: (Packs(), [nn.LSTM], _TOKENS), "lstm (LSTM)"),
     "nothing matches": (lambda: (nn.Sequential(nn.Linear(4, 4)), [nn.Conv2d], _ROWS), "Conv2d"),
 }

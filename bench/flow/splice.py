@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from esper.blueprint.canonical import blueprint_id
+from esper.host.graft import Graft
 from esper.host.sites import Site
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.executor import Assignment
@@ -20,20 +22,29 @@ _ARTIFACT = "0" * 64  # this kernel was never compiled
 Branch = Callable[[Tensor], Tensor]  # over the last dimension
 
 
-def open_seed(handle: ModelHandle, name: str) -> Branch:
-    """Insert a bottleneck at a site, its weights drawn, at alpha 1. Returns what it must compute."""
+def insert_seed(handle: ModelHandle, name: str, title: str, optimizer: Optimizer, ramp_steps: int) -> Graft:
+    """Lead a site's first seed into the host with a template's blueprint, newborn at alpha 0."""
     executor, seed = handle.executor, SeedId(name, 0)
-    graph = TEMPLATES[BLUEPRINT].graph
-    optimizer = torch.optim.SGD(handle.model.parameters(), lr=0.1)
+    graph = TEMPLATES[title].graph
     executor.germinate([Assignment(seed, _ARTIFACT)], "bench", 0, "to be compared")
     executor.loaded(seed, Kernel(_ARTIFACT, blueprint_id(graph), graph, executor.sites[name].interface), 0)
-    body = executor.insert(seed, optimizer, 0, 1, "to be compared").body
-    generator = torch.Generator().manual_seed(5)
+    return executor.insert(seed, optimizer, 0, ramp_steps, "to be compared")
+
+
+def draw(graft: Graft, seed: int) -> None:
+    """Weights such as no newborn has."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in body.parameters():
+        for parameter in graft.body.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    executor.step_ramps(1)
-    weights = {n: p.detach().clone() for n, p in body.named_parameters()}
+
+
+def open_seed(handle: ModelHandle, name: str) -> Branch:
+    """Insert a bottleneck at a site, its weights drawn, at alpha 1. Returns what it must compute."""
+    graft = insert_seed(handle, name, BLUEPRINT, torch.optim.SGD(handle.model.parameters(), lr=0.1), 1)
+    draw(graft, seed=5)
+    handle.executor.step_ramps(1)
+    weights = {n: p.detach().clone() for n, p in graft.body.named_parameters()}
 
     def branch(x: Tensor) -> Tensor:
         hidden = F.gelu(x @ weights["expand_weight"].T + weights["expand_bias"])

@@ -20,18 +20,31 @@ def is_causal(output: object, live: Tensor, layout: Layout, roots: Sequence[Tens
 
     `output` is what the model returned and `live` the site's output, both with their
     graph; `roots` are float inputs and embeddings. Positions are found by their number, in
-    an output flattened over [B, T] or not. False where there is no order, or it is not found.
+    an output flattened over [B, T] or not. False where there is no order, or none is found.
     """
     dim = layout.position_dim
     if dim is None or live.shape[dim] < 2:
         return False
-    size = live.shape[layout.batch_dim], live.shape[dim]
-    if _looks_ahead(output, live, dim, size) is not False:
+    batch, length = live.shape[layout.batch_dim], live.shape[dim]
+    at_site = _looks_ahead(output, live, dim, (batch, length))
+    if at_site:
         return False
     above = [root for root in roots if _gradient(live.sum(), root) is not None]
-    seen = [_looks_ahead(output, root, dim, size) for root in above for dim in _dims(root, size[1])[:1]]
+    if at_site is None:
+        # nothing in the output has the site's number of positions, as of a convolution that pads and is cut; then
+        # the whole way from what it is computed from to the output must not look ahead
+        return any(_way_looks_ahead(output, root, layout.batch_dim, batch) is False for root in above)
+    seen = [_looks_ahead(output, root, dim, (batch, length)) for root in above for dim in _dims(root, length)[:1]]
     known = [ahead for ahead in seen if ahead is not None]
     return not known or not all(known)
+
+
+def _way_looks_ahead(output: object, root: Tensor, batch_dim: int, batch: int) -> bool | None:
+    """Whether output before a cut depends on `root` from the cut on, in the order that both have; None: in none."""
+    orders = [dim for dim in (1, 2, 0) if dim != batch_dim and dim < root.ndim and root.shape[dim] > 1]
+    found = [_looks_ahead(output, root, dim, (batch, root.shape[dim])) for dim in orders]
+    known = [ahead for ahead in found if ahead is not None]
+    return all(known) if known else None
 
 
 def _looks_ahead(output: object, live: Tensor, dim: int, size: tuple[int, int]) -> bool | None:

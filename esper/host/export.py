@@ -5,20 +5,23 @@ Layers of torch.nn stay layers; blueprints become small classes; anything else i
 traced through. The result is run against the model before it is given out.
 """
 
+import builtins
 import re
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree
 
 from esper.blueprint.emit import IMPORTS, emit_module
 from esper.blueprint.lower import Lowered
 from esper.errors import PreconditionFailed
-from esper.host.forward import bare, grafts_of
+from esper.host.constructor import constructor_call
+from esper.host.trace import Example, trace
 
 _HEADER = '''"""{title}
 
@@ -44,6 +47,13 @@ def load(path="model.pt"):
 
 # torch.fx ends a line by dropping values after their last use; for a reader that is noise
 _RELEASE = re.compile(r";  (\w+ = )+None")
+# names by which torch.fx writes values that have no source of their own
+_CONSTANTS = {
+    "inf": "from math import inf",
+    "nan": "from math import nan",
+    "device": "from torch import device",
+    "NoneType": "NoneType = type(None)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,99 +64,28 @@ class Exported:
     state: dict[str, Tensor]
 
 
-def export_model(model: nn.Module, example: tuple[Any, ...], title: str) -> Exported:
-    """`model`, traced in eval mode, as plain torch; `example` are inputs it must agree on, bit for bit.
+def export_model(model: nn.Module, example: Example, title: str) -> Exported:
+    """`model`, traced in eval mode, as plain torch.
+
+    `example` are its arguments, by position or by name, on which the source must agree with
+    it bit for bit. The source takes these arguments; others are the defaults they have. An
+    output class of another package is written as a dict.
 
     Raises PreconditionFailed for a model that cannot be traced, with the place and the reason.
     """
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        graph = _trace(model)
+        graph, held = trace(model, example)
         classes: dict[str, str] = {}
-        lines = _constructor(model, graph, classes)
-        source = _write(title, classes, lines, graph)
-        state = _state(model, graph)
+        lines = _constructor(held, graph, classes)
+        source = _write(title, classes, lines, graph, type(model).__name__)
+        state = _state(held, graph)
         _prove(source, state, model, example)
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     return Exported(source, state)
-
-
-class _Tracer(fx.Tracer):
-    """Keeps torch.nn layers and blueprints whole, sites with grafts among them; goes through everything else."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Lowered) or (not grafts_of(m) and _is_whole(m))
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        grafts = list(grafts_of(m).values())
-        if not grafts or not _is_whole(m):
-            return super().call_module(m, forward, args, kwargs)
-        own: Any = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-        in_tuple = grafts[0].layout.first_of_tuple  # of torch.nn's layers those return pairs
-        tensor = own[0] if in_tuple else own
-        for graft in grafts:
-            tensor = graft(tensor)
-        return (tensor, own[1]) if in_tuple else tensor
-
-
-def _is_whole(module: nn.Module) -> bool:
-    """Whether a layer of torch.nn can be written as one constructor call, its own grafts left out."""
-    inside = (inner for child in bare(module).children() for inner in child.modules())
-    return (
-        type(module).__module__.startswith("torch.nn")
-        and _expression(module) is not None
-        and not any(grafts_of(inner) for inner in inside)
-    )
-
-
-def _trace(model: nn.Module) -> fx.Graph:
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # user code meets proxies here and may raise anything
-        raise PreconditionFailed(
-            f"{type(model).__name__} cannot be written as plain source: its forward cannot be traced ({error}); "
-            "a branch on tensor values or a Python loop over one is the usual cause"
-        ) from error
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output", "call_module"))
-    return graph
-
-
-def _expression(module: nn.Module) -> str | None:
-    """A constructor call that makes an equal layer, or None where its repr is not one."""
-    module = bare(module)
-    if isinstance(module, nn.TransformerEncoderLayer):
-        return _encoder_layer(module)
-    if isinstance(module, nn.MultiheadAttention):
-        arguments = (
-            f"{module.embed_dim}, {module.num_heads}, dropout={module.dropout}, "
-            f"bias={module.in_proj_bias is not None}, batch_first={module.batch_first}"
-        )
-        return f"nn.MultiheadAttention({arguments})"
-    if any(True for _ in module.children()):
-        return None
-    text = f"nn.{module!r}"
-    try:
-        made = eval(text, {"nn": nn, "torch": torch})
-    except Exception:  # a repr that is not a constructor call may fail in any way
-        return None
-    same = {k: v.shape for k, v in made.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
-    return text if type(made) is type(module) and same else None
-
-
-def _encoder_layer(module: nn.TransformerEncoderLayer) -> str | None:
-    activation = {F.relu: "relu", F.gelu: "gelu"}.get(module.activation)
-    if activation is None:
-        return None
-    attention = module.self_attn
-    return (
-        f"nn.TransformerEncoderLayer({attention.embed_dim}, {attention.num_heads}, {module.linear1.out_features}, "
-        f"{module.dropout.p}, {activation!r}, {module.norm1.eps}, batch_first={attention.batch_first}, "
-        f"norm_first={module.norm_first}, bias={module.linear1.bias is not None})"
-    )
 
 
 def _constructor(model: nn.Module, graph: fx.Graph, classes: dict[str, str]) -> list[str]:
@@ -195,8 +134,9 @@ def _layer(module: nn.Module, classes: dict[str, str]) -> str:
         known = next((n for n, text in classes.items() if text.replace(n, name, 1) == body), None)
         if known is None:
             classes[name] = body
-        return f"{known or name}()"
-    expression = _expression(module)
+        dtype = next((p.dtype for p in module.parameters()), module.interface.dtype)
+        return f"{known or name}()" + ("" if dtype is module.interface.dtype else f".to({dtype})")
+    expression = constructor_call(module)
     assert expression is not None
     return expression
 
@@ -216,39 +156,83 @@ def _attribute(model: nn.Module, path: str) -> Tensor:
     return value
 
 
-def _write(title: str, classes: dict[str, str], lines: list[str], graph: fx.Graph) -> str:
+def _write(title: str, classes: dict[str, str], lines: list[str], graph: fx.Graph, name: str) -> str:
     code = graph.python_code("self")
-    forward = textwrap.indent(_RELEASE.sub("", code.src.strip()), "    ")
+    own = code.src[code.src.index("def forward(") :]  # statements before it serve another trace
+    forward = textwrap.indent(_RELEASE.sub("", own.strip()), "    ")
     init = textwrap.indent("\n".join(lines), " " * 8)
-    parts = [_HEADER.format(title=title), *(f"\n\n{text.strip()}\n" for text in classes.values())]
+    header = _HEADER.format(title=title) + "".join(f"{line}\n" for line in _imports(code.globals, forward, name))
+    parts = [header, *(f"\n\n{text.strip()}\n" for text in classes.values())]
     parts.append(
         f"\n\nclass Model(nn.Module):\n    def __init__(self):\n        super().__init__()\n{init}\n\n{forward}\n"
     )
     return "".join(parts) + _LOAD
 
 
-def _state(model: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
-    """The model's tensors that the graph uses."""
-    used = {*_targets(graph, "call_module"), *_targets(graph, "get_attr")}
-    return {
-        name: tensor.detach().cpu().clone()
-        for name, tensor in model.state_dict().items()
-        if name in used or any(name.startswith(f"{path}.") for path in used)
-    }
+def _imports(names: Mapping[str, Any], forward: str, model: str) -> list[str]:
+    """Lines that define what the forward names beside torch. Raises PreconditionFailed for another package's."""
+    lines = []
+    for name, value in sorted(names.items()):
+        if name == "torch" or not re.search(rf"\b{name}\b", forward) or getattr(builtins, name, None) is value:
+            continue
+        module, own = getattr(value, "__module__", "") or "", getattr(value, "__qualname__", name)
+        if name in _CONSTANTS:
+            lines.append(_CONSTANTS[name])
+        elif module.partition(".")[0] in sys.stdlib_module_names and own.isidentifier():
+            lines.append(f"from {module} import {own} as {name}")
+        else:
+            raise PreconditionFailed(
+                f"{model} cannot be written as plain source: its forward uses "
+                f"{module or type(value).__module__}.{own}, which plain torch does not have"
+            )
+    return lines
 
 
-def _prove(source: str, state: dict[str, Tensor], model: nn.Module, example: tuple[Any, ...]) -> None:
+def _state(held: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
+    """The tensors that the graph uses: of whole layers their state, else the tensor itself, persistent or not."""
+    layers = _targets(graph, "call_module")
+    within = tuple(f"{path}." for path in layers)
+    state = {name: tensor for name, tensor in held.state_dict().items() if name.startswith(within)}
+    state |= {path: _attribute(held, path) for path in _targets(graph, "get_attr")}
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _prove(source: str, state: dict[str, Tensor], model: nn.Module, example: Example) -> None:
     """Run the source and compare. Raises PreconditionFailed where it does not say the same."""
-    made = run_source(source)
-    made.load_state_dict(state)
-    made.eval()
-    with torch.no_grad():
-        got, want = made(*example), model(*example)
-    if not torch.equal(got, want):
+    name = type(model).__name__
+    try:
+        made = run_source(source)
+        made.load_state_dict(state)
+        got = _leaves(made.eval(), example)
+    except Exception as error:  # source of a graph that says something else than the model may fail in any way
         raise PreconditionFailed(
-            f"the plain source of {type(model).__name__} gives other outputs (largest difference "
-            f"{float((got - want).abs().max()):.3g}); its forward depends on something a trace does not see"
+            f"the plain source of {name} does not run ({type(error).__name__}: {error}); its forward depends on "
+            "something a trace does not see"
+        ) from error
+    want = _leaves(model, example)
+    if len(got) != len(want) or not all(map(_same, got, want)):
+        pairs = [(a, b) for a, b in zip(got, want, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+        raise PreconditionFailed(
+            f"the plain source of {name} gives other outputs (largest difference {_largest(pairs):.3g}); "
+            "its forward depends on something a trace does not see"
         )
+
+
+def _leaves(model: nn.Module, example: Example) -> list[Any]:
+    with torch.no_grad():
+        output = model(**example) if isinstance(example, Mapping) else model(*example)
+    return [leaf for leaf in _pytree.tree_leaves(output) if leaf is not None]
+
+
+def _same(a: Any, b: Any) -> bool:
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return a.dtype == b.dtype and torch.equal(a, b) if both else type(a) is type(b) and bool(a == b)
+
+
+def _largest(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Largest difference between tensors of one shape."""
+    fitting = [(a.double() - b.double()).abs().max() for a, b in pairs if a.shape == b.shape and a.numel()]
+    return max((float(d) for d in fitting), default=float("nan"))
 
 
 def run_source(source: str) -> nn.Module:

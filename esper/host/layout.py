@@ -58,10 +58,11 @@ class Trail:
     input_batch: int | None = None  # leading size of the model's first input
     stated_batch: int | None = None  # batch size by a block that knows its batch dimension
     roots: list[Tensor] = field(default_factory=list)  # float inputs and embeddings with an order, in train mode
+    closed: bool = False  # nothing more is to be recorded
 
     def see(self, module: nn.Module, tensor: Tensor) -> None:
         """Remember what `module`'s output says."""
-        if tensor.ndim < 3:
+        if tensor.ndim < 3 or self.closed:
             return
         if isinstance(module, nn.Embedding) and tensor.requires_grad:
             self.roots.append(tensor)

@@ -19,7 +19,7 @@ from torch.utils import _pytree
 from esper.blueprint.interface import Interface, Kind
 from esper.errors import WrapRefused
 from esper.host.causal import is_causal
-from esper.host.forward import PREFIX, own_forward, runs_as_chain
+from esper.host.forward import PREFIX, own_forward, runs_as_chain, with_first
 from esper.host.fused import fused_ancestors, without_nesting
 from esper.host.kept import kept_generators
 from esper.host.layout import CHANNELS_FIRST, CHANNELS_LAST, Layout, Trail, layout_of, states_batch_first
@@ -37,7 +37,7 @@ class _Record:
     unfit: str = ""
     runs_children: bool = False
     seen: list[tuple[Layout, torch.Size, torch.dtype]] = field(default_factory=list)
-    live: Tensor | None = None  # output in train mode, with its graph
+    lives: list[Tensor] = field(default_factory=list)  # what each call in train mode returned, with its graph
     causal: bool = False
 
 
@@ -47,8 +47,9 @@ def prove(model: nn.Module, chosen: list[tuple[str, nn.Module]], run: Run, *, ca
     `run` calls a model on one batch. `causal` states whether position t of the model's
     output may depend on positions <= t only; None finds out from the gradient, site by site.
 
-    Raises WrapRefused for a module that is not called in both modes, whose output no
-    graft can join, or whose calls differ in shape; the message names the site to take.
+    Raises WrapRefused for a module that is not called in both modes, whose output no graft
+    can join or does not reach the model's, or whose calls differ in shape; the message names
+    the site to take.
     """
     records = _probe(model, [name for name, _ in chosen], run)
     return [_site(model, name, module, records[name], causal) for name, module in chosen]
@@ -63,15 +64,44 @@ def _probe(model: nn.Module, names: list[str], run: Run) -> dict[str, _Record]:
     with kept_generators(model):
         with torch.enable_grad():
             output = _run(twin.train(), run, records)
+        trail.closed = True  # a checkpointed block is run again where a gradient is asked for
         for name, record in records.items():
             record.seen = [(_turned(model, name, trail, *seen), *seen[1:]) for seen in record.seen]
-            if record.live is not None and record.seen:
-                record.causal = is_causal(output, record.live, record.seen[-1][0], trail.roots)
-            record.live = None
-        trail.roots.clear()
+        _ask_gradients(model, output, records, trail)
+        trail.closed = False
         with torch.no_grad():
             _run(twin.eval(), run, records)
     return records
+
+
+def _ask_gradients(model: nn.Module, output: object, records: dict[str, _Record], trail: Trail) -> None:
+    """Find out what only a gradient tells: which sites are causal, and which reach the output."""
+    try:
+        for record in records.values():
+            if record.lives:
+                record.causal = is_causal(output, record.lives[-1], record.seen[-1][0], trail.roots)
+        _refuse_unreached(output, records)
+    except RuntimeError as error:
+        names = [name for name, record in records.items() if record.unfit] or list(records)
+        raise WrapRefused(
+            f"{names[0]} in {type(model).__name__} cannot be a site: whether it looks ahead and reaches the output is "
+            f"asked of gradients, and they cannot be had: {error}"
+        ) from error
+    trail.roots.clear()
+
+
+def _refuse_unreached(output: object, records: dict[str, _Record]) -> None:
+    """Say of each site whose output the model's does not depend on that it is unfit, and let the graphs go."""
+    ends = [leaf for leaf in _tensors(output) if leaf.requires_grad]
+    lives = [live for record in records.values() for live in record.lives]
+    if ends and lives:  # a run that returns nothing says nothing
+        gradients = torch.autograd.grad(ends, lives, [torch.ones_like(end) for end in ends], allow_unused=True)
+        reached = {id(live) for live, gradient in zip(lives, gradients, strict=True) if gradient is not None}
+        for record in records.values():
+            if record.lives and not any(id(live) in reached for live in record.lives):
+                record.unfit = "what it returns does not reach the model's output, so a seed there could not learn"
+    for record in records.values():
+        record.lives.clear()
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -143,27 +173,47 @@ class _Canary(nn.Module):
 def _trailing_forward(module: nn.Module, trail: Trail, *args: Any, **kwargs: Any) -> Any:
     output = type(module).forward(module, *args, **kwargs)
     first = output[0] if isinstance(output, tuple) else output
-    if isinstance(first, Tensor):
-        trail.see(module, first)
+    if not isinstance(first, Tensor):
+        return output
+    if isinstance(module, nn.Embedding) and module.training and torch.is_grad_enabled():
+        first = _asked_about(first)
+        output = with_first(output, first)
+    trail.see(module, first)
     return output
 
 
 def _recording_forward(module: nn.Module, record: _Record, trail: Trail, *args: Any, **kwargs: Any) -> Any:
     output = own_forward(module, *args, **kwargs)
-    if module.training:
-        record.train_calls += 1
-    else:
-        record.eval_calls += 1
     found = layout_of(module, output, trail)
-    if isinstance(found, str):
-        record.unfit = found
+    layout, tensor = (None, None) if isinstance(found, str) else found
+    if module.training and torch.is_grad_enabled() and tensor is not None:
+        tensor = _asked_about(tensor)
+        output = with_first(output, tensor)
+    if trail.closed:
         return output
-    layout, tensor = found
+    record.train_calls += module.training
+    record.eval_calls += not module.training
+    if layout is None or tensor is None:
+        record.unfit = str(found)
+        return output
     trail.see(module, tensor)
     record.seen.append((layout, tensor.shape, tensor.dtype))
-    if module.training and tensor.requires_grad:
-        record.live = tensor
+    if module.training and torch.is_grad_enabled():
+        record.lives.append(tensor)
+    elif module.training:
+        record.unfit = (
+            "in train mode it is run without grad, so a seed there could not learn; where that is a checkpoint, "
+            "give it use_reentrant=False"
+        )
     return output
+
+
+def _asked_about(tensor: Tensor) -> Tensor:
+    """An equal tensor of its own, about which a gradient can be asked: what a frozen layer returns has none.
+
+    A copy, so that what the caller does with it is told from what the layer itself did.
+    """
+    return (tensor if tensor.requires_grad else tensor.detach().requires_grad_()).clone()
 
 
 def _turned(model: nn.Module, name: str, trail: Trail, layout: Layout, shape: torch.Size, _: torch.dtype) -> Layout:

@@ -12,6 +12,7 @@ from esper.api.common.v1 import seed_pb2
 from esper.artifact.folder import read_folder
 from esper.errors import Corrupt, NotFound, PreconditionFailed
 from esper.host.export import export_model, run_source
+from esper.host.forward import PREFIX
 from esper.kasmina.cache import folder_of
 from esper.kasmina.codec import read_graft
 from esper.kasmina.kernel import Kernel
@@ -78,7 +79,8 @@ def _rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
     specs = fossils_of(run)
     kernels = {spec.artifact_id: _kernel(run, spec.artifact_id) for spec in specs if not spec.folded}
     regrow(model, find_sites(task, model, (spec.seed.site for spec in specs)), specs, kernels)
-    _put(run, model, state)
+    _put(run, run_source((run.folder / "model.py").read_text()), state)  # nothing of model.pt is missing
+    _put_used(run, model, state)
     return task, model.eval(), task.micro_batches(0)[0]
 
 
@@ -114,6 +116,21 @@ def _put(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise Corrupt(f"{run.folder / 'model.pt'} does not hold the weights of run {run.run_id}: {error}") from error
+
+
+def _put_used(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Weights into the run's own model, which may have some that its forward does not use; those stay as made.
+
+    model.py may hold more too: constants, and buffers that are in no state dict.
+    """
+    own = model.state_dict()
+    shared = {name: tensor for name, tensor in state.items() if name in own}
+    grown = [name for name in own if PREFIX in name and name not in state]
+    if grown or not shared:
+        raise Corrupt(
+            f"{run.folder / 'model.pt'} has no weights for {', '.join(grown) or 'anything'} of run {run.run_id}"
+        )
+    _put(run, model, own | shared)
 
 
 def _kernel(run: StoredRun, artifact_id: str) -> Kernel:

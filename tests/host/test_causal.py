@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from esper.blueprint.interface import Kind
 from tests import builders
@@ -142,3 +143,66 @@ def test_layouts_without_an_order_are_never_causal():
     found = builders.sites(builders.conv_net(), ["0", "6"], builders.images(), causal=True)
     assert {site.interface.kind for site in found.values()} == {Kind.MAP2D, Kind.VECTOR}
     assert not any(site.interface.causal for site in found.values())
+
+
+class Chomped(nn.Module):
+    """A temporal convolution that pads both sides and cuts its end off, with a scale that sees the padded length."""
+
+    def __init__(self, causal):
+        super().__init__()
+        self.causal = causal
+        self.first, self.scale = nn.Conv1d(4, 4, 3, padding=2), nn.PReLU(4)
+
+    def forward(self, x):
+        padded = self.scale(self.first(x))
+        return padded[..., :-2] if self.causal else padded[..., 1:-1]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_layer_of_another_length_than_the_output_is_as_causal_as_the_way_it_lies_on(causal):
+    example = torch.randn(3, 4, 9)
+    assert verdicts(Chomped(causal), ["first", "scale"], example) == {"first": causal, "scale": causal}
+    read = nn.Sequential(nn.Embedding(11, 4), Turned(Chomped(causal)))
+    assert verdicts(read, "1.inner.first", builders.ids(3, 9)) == {"1.inner.first": causal}
+
+
+class Turned(nn.Module):
+    """[B, T, C] to a module that has the channels second, and back."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_a_layer_at_half_the_rate_of_a_network_that_looks_ahead_is_not_causal():
+    class Hourglass(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv1d(2, 4, 2, stride=2), nn.ConvTranspose1d(4, 2, 2, stride=2)
+
+        def forward(self, x):
+            return self.up(self.down(x))
+
+    assert verdicts(Hourglass(), "down", torch.randn(3, 2, 8)) == {"down": False}
+
+
+@pytest.mark.parametrize("frozen", ["embed", "all"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_frozen_model_is_as_causal_as_it_would_be_learning(causal, frozen):
+    model = builders.Reader(causal=causal)
+    (model if frozen == "all" else model.embed).requires_grad_(False)
+    assert verdicts(model, READER_SITES, builders.ids(3, 7)) == dict.fromkeys(READER_SITES, causal)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_checkpointed_block_is_as_causal_as_it_would_be_at_once(causal):
+    class Checkpointed(builders.Reader):
+        def forward(self, ids):
+            return checkpoint(super().forward, ids, use_reentrant=False)
+
+    assert verdicts(Checkpointed(causal=causal), READER_SITES, builders.ids(3, 7)) == dict.fromkeys(
+        READER_SITES, causal
+    )

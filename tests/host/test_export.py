@@ -1,10 +1,12 @@
 """A grown model as plain source: it says the same, without Esper, or it is refused."""
 
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
+import torch.fx
 from torch import nn
 
 from esper.errors import PreconditionFailed
@@ -136,3 +138,122 @@ def test_an_activation_nobody_can_name_is_refused():
     layer = nn.TransformerEncoderLayer(6, 2, 8, 0.0, activation=torch.tanh, batch_first=True)
     with pytest.raises(PreconditionFailed):
         export_model(nn.Sequential(layer).eval(), (torch.randn(2, 5, 6),), "A test.")
+
+
+class Masks(nn.Module):
+    """Uses values that have no source of their own, a function of math, and tensors that no state dict has."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 5)
+        self.register_buffer("mask", torch.tensor([False, True, False, True, False]), persistent=False)
+        self.shift = torch.arange(5.0)
+
+    def forward(self, x, scale=None):
+        x = self.fc(x) * (1.0 if scale is None else scale) / math.sqrt(x.shape[1])
+        x = x + self.shift + torch.ones(5)
+        x = x.to(torch.device("cpu")).masked_fill(self.mask, float("-inf")).softmax(-1)
+        return {"all": x, "parts": (x[:, :2], None)}
+
+
+def test_constants_defaults_and_structured_outputs_are_exported_and_the_model_is_left_alone():
+    model, x = Masks().eval(), builders.rows()
+    attributes, want = set(vars(model)), model(x)
+    _, made = exported(model, x)
+    got = made(x)
+    assert torch.equal(got["all"], want["all"]) and torch.equal(got["parts"][0], want["parts"][0])
+    assert set(vars(model)) == attributes
+    scaled = export_model(model, {"x": x, "scale": torch.tensor(2.0)}, "A test.")
+    made = run_source(scaled.source)
+    made.load_state_dict(scaled.state)
+    assert torch.equal(made.eval()(scale=torch.tensor(3.0), x=x)["all"], model(x, torch.tensor(3.0))["all"])
+
+
+def test_double_precision_and_settings_that_a_repr_leaves_out_are_kept():
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True), nn.Flatten(2)
+    )
+    assert torch.equal(exported(model.eval(), builders.images())[1](builders.images()), model(builders.images()))
+    model, x = grown("linear_vector")
+    model, x = model.double(), x.double()
+    assert torch.equal(exported(model, x)[1](x), model(x))
+
+
+def test_every_modules_mode_comes_back():
+    model = builders.conv_net(norm=True).train()
+    model[1].eval()
+    export_model(model, (builders.images(),), "A test.")
+    assert model.training and not model[1].training
+
+
+def test_an_operation_in_place_is_not_dropped():
+    class Doubles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x):
+            y = self.fc(x)
+            y.mul_(2)
+            return y
+
+    model, x = Doubles().eval(), builders.rows()
+    assert torch.equal(exported(model, x)[1](x), model(x))
+
+
+def test_a_refusal_names_the_place():
+    with pytest.raises(PreconditionFailed, match=r"cannot be traced at test_export\.py:\d+ in forward \("):
+        export_model(Branches(), (builders.rows(),), "A test.")
+
+
+def elsewhere(x):
+    return x * 2
+
+
+torch.fx.wrap("elsewhere")
+
+
+def test_a_function_of_another_package_is_refused_by_name():
+    class Calls(nn.Module):
+        def forward(self, x):
+            return elsewhere(x)
+
+    with pytest.raises(
+        PreconditionFailed, match=r"Calls cannot be written .*test_export\.elsewhere, which plain torch"
+    ):
+        export_model(Calls(), (builders.rows(),), "A test.")
+
+
+def test_an_attention_that_no_constructor_call_of_ours_makes_is_refused():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, kdim=6, vdim=6, batch_first=True)
+
+        def forward(self, x, y):
+            return self.attention(x, y, y, need_weights=False)[0]
+
+    with pytest.raises(PreconditionFailed, match="Wide cannot be written as plain source"):
+        export_model(Wide(), (torch.randn(2, 3, 4), torch.randn(2, 5, 6)), "A test.")
+
+
+def test_source_that_does_not_run_is_a_refusal_too():
+    class Fewer(nn.Module):
+        """Calls a branch on the one example that it was traced without."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.fc(x) if isinstance(x, torch.fx.Proxy) else self.fc(x)[0], 1
+
+    with pytest.raises(PreconditionFailed, match="the plain source of Fewer gives other outputs"):
+        export_model(Fewer(), (builders.rows(),), "A test.")
+
+    class Missing(Fewer):
+        def forward(self, x):
+            return self.fc(x).absent() if isinstance(x, torch.fx.Proxy) else self.fc(x)
+
+    with pytest.raises(PreconditionFailed, match=r"the plain source of Missing does not run \(AttributeError"):
+        export_model(Missing(), (builders.rows(),), "A test.")
