@@ -65,6 +65,9 @@ def _obstacle(site: Site, graft: Graft, model: nn.Module) -> str:
         return f"{site.layer_kind} computes otherwise than {known.__name__}"
     if module.bias is not None and module._parameters.get("bias") is None:
         return f"{site.layer_kind}'s bias is computed from other parameters"
+    still = any(p is not None and not p.requires_grad for p in module._parameters.values())
+    if still and any(p.requires_grad for p in graft.parameters()):
+        return f"{site.name} does not learn, and the branch does"
     if shared := _sharer(model, module):
         return f"{site.name} shares its weights with {shared}, which would change too"
     return ""

@@ -29,7 +29,7 @@ from esper.kasmina.checks import (
 )
 from esper.kasmina.kernel import Kernel, weights_seed
 from esper.kasmina.lifecycle import BEFORE_HOST, IN_HOST, LIVE, SeedId, State, check
-from esper.kasmina.regrow import GraftSpec, born, device_of, need_kernels, regrow
+from esper.kasmina.regrow import GraftSpec, born, device_of, dtype_of, need_kernels, regrow
 from esper.kasmina.schedule import ramp
 from esper.kasmina.table import Seed, SeedTable
 
@@ -218,7 +218,7 @@ class Executor:
         site = self.sites[seed_id.site]
         group = home_group(optimizer, self.model, site.module)
         del self.removed[seed_id]
-        attach(site, seed_id.slot, graft.to(device_of(self.model)))
+        attach(site, seed_id.slot, graft.to(device_of(self.model), dtype_of(site, self.model)))
         add_newborns(optimizer, [p for p in graft.parameters() if p.requires_grad], group)
         self.grafts[seed_id] = graft
         self.table.restore([record])
@@ -338,6 +338,7 @@ class Executor:
     def _take_out(self, seed_id: SeedId, optimizer: Optimizer | None) -> None:
         graft = self.grafts.pop(seed_id)
         detach(self.sites[seed_id.site], seed_id.slot)
+        graft.zero_grad(set_to_none=True)  # it may come back, after a step that it took no part in
         if optimizer is not None:
             remove_parameters(optimizer, graft.parameters())
         update_fused_paths(self.model, self.sites.values())

@@ -222,6 +222,15 @@ def test_tied_weights_keep_the_branch():
     assert refused(parts) == "head shares its weights with embed, which would change too"
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_weights_that_do_not_learn_keep_a_branch_that_does(name):
+    model, _, site, graft = folding(*DENSE["linear"], "low_rank")
+    getattr(site.module, name).requires_grad_(False)
+    assert fold(site, graft, model) == "0 does not learn, and the branch does"
+    graft.requires_grad_(False)
+    assert fold(site, graft, model) == ""
+
+
 def test_weights_that_are_computed_keep_the_branch():
     parts = folding(lambda: parametrizations.weight_norm(nn.Linear(5, 6)), (4, 5), "low_rank")
     assert "has no weight of its own" in refused(parts)

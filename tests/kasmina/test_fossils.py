@@ -142,6 +142,17 @@ def test_a_removed_fossil_comes_back_in_its_place_with_its_weights(place):
     builders.train(executor.model, optimizer, [x])
 
 
+def test_a_removed_fossil_comes_back_in_the_models_dtype_of_then():
+    executor, optimizer, seed = prepared(State.FOSSILIZED)
+    executor.cull(seed, optimizer, 30, "probe")
+    executor.model.double()
+    optimizer.state.clear()
+    executor.undo_removal(seed, optimizer)
+    assert all(p.grad is None for p in executor.grafts[seed].parameters())  # of a step before its removal
+    builders.train(executor.model, optimizer, [builders.rows().double()])
+    assert {p.dtype for p in executor.model.parameters()} == {torch.float64}
+
+
 def test_seeds_inserted_at_one_step_run_as_a_regrown_host_runs_them():
     executor, optimizer, _ = prepared()
     executor.max_live = 2
