@@ -5,7 +5,7 @@ import atexit
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,25 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.artifact.bundle import Artifact
-from esper.artifact.keys import TrustRoots
 from esper.blueprint.interface import Interface
 from esper.errors import InvalidConfig, NotFound, Unavailable
 from esper.host.sites import Site
+from esper.host.surgery import refuse_unfit
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.handle import ModelHandle
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import KernelLoader
+from esper.kasmina.regrow import device_of
 from esper.runtime.clients import LibraryClient
 from esper.runtime.courier import START_S, Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
 from esper.runtime.launch import Child, find_or_start_runtime
+from esper.runtime.rank_attach import Tie, join, lead, not_at_hand, roots_of, share_spool
 from esper.runtime.stock import LONGEST_WAIT_S
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
 from esper.tolaria.line import Line
+from esper.tolaria.ranks import open_ranks
 from esper.tolaria.run import Run
 from esper.tolaria.session import Session
 from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, write_budget, write_growth
@@ -81,12 +84,21 @@ def attach(
     lives where none runs. `growth` and `budget`: settings by name.
     `resume`: go on from the newest checkpoint of `run_id`.
 
+    Under a process group of several ranks every rank calls it alike, with a model that it then wraps in
+    DistributedDataParallel. The first rank attaches; what decides there takes effect on all (docs/ddp.md).
+
     Raises NotFound where no runtime runs, InvalidConfig for a task or setting that does not
-    work, Conflict where the run is attached already.
+    work, InvalidRequest for an optimiser that newborn parameters do not fit, Conflict where
+    the run is attached already.
     """
     known = _task(task)
     _prove(handle, known)
+    if known is not None:  # without a task nothing grows
+        refuse_unfit(optimizer)
     run_id = run_id or f"{known.name if known else 'run'}-{secrets.token_hex(3)}"
+    ranks = open_ranks(device_of(handle.model))
+    if ranks is not None:
+        run_id = ranks.share(run_id.encode).decode()
     folder = Path(directory or Path("runs") / run_id).absolute()
     plan = Plan(
         run_id=run_id,
@@ -98,8 +110,28 @@ def attach(
         seed=seed,
         deterministic=deterministic,
     )
-    checkpoint = CheckpointStore(folder / "checkpoints").latest() if resume else None
     parts = Parts(handle.model, optimizer, scheduler, scaler)
+    if ranks is None:
+        tie = _tie(handle, plan, runtime, resume)
+    elif ranks.first:
+        tie = lead(ranks, lambda: _tie(handle, plan, runtime, resume))
+    else:
+        tie = join(ranks)
+    handle.kernels = tie.library
+    run = make_run(handle, parts, replace(plan, directory=tie.directory), tie.line)
+    run.cache, run.ranks = tie.loader.cache, ranks
+    if ranks is not None:
+        share_spool(ranks, run)
+    session = open_session(handle, run, tie.checkpoint)
+    if tie.child is not None:
+        atexit.register(_stop, tie.child, session)
+    return session
+
+
+def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume: bool) -> Tie:
+    """The open line to a runtime, and the checkpoint to go on from."""
+    folder = plan.directory
+    checkpoint = CheckpointStore(folder / "checkpoints").latest() if resume else None
     hello = hello_of(handle, plan)
     if checkpoint is not None:
         hello.resumed = True
@@ -107,13 +139,16 @@ def attach(
     folder.mkdir(parents=True, exist_ok=True)
     contact, child = _contact(runtime)  # what can be wrong with the arguments is known by now
     courier, loader = _connect(contact, hello)
-    handle.kernels = _Library(courier, _load_over(loader, courier))
-    run = make_run(handle, parts, plan, courier)
-    run.cache = loader.cache
-    session = open_session(handle, run, checkpoint)
-    if child is not None:
-        atexit.register(_stop, child, session)
-    return session
+    assert courier.welcome is not None
+    return Tie(
+        line=courier,
+        loader=loader,
+        library=_Library(courier, _load_over(loader, courier)),
+        welcome=courier.welcome,
+        directory=folder,
+        checkpoint=checkpoint,
+        child=child,
+    )
 
 
 def _contact(runtime: str | Contact | None) -> tuple[Contact, Child | None]:
@@ -189,7 +224,8 @@ def open_session(
     handle: ModelHandle, run: Run, checkpoint: tuple[trainer_pb2.CheckpointManifest, Path] | None
 ) -> Session:
     """The session of a run, new or put to its checkpoint; the handle learns of optimiser and readings."""
-    session = Session(run, telemetry=handle.telemetry_enabled)
+    heard = run.ranks is None or run.ranks.first  # the others' readings would go nowhere
+    session = Session(run, telemetry=handle.telemetry_enabled and heard)
     if checkpoint is not None:
         session.resume(*checkpoint)
     handle.optimizer = run.parts.optimizer
@@ -231,13 +267,8 @@ def hello_of(handle: ModelHandle, plan: Plan) -> trainer_pb2.Hello:
 
 
 def _loader(contact: Contact, welcome: trainer_pb2.Welcome) -> KernelLoader:
-    roots = TrustRoots(tuple(welcome.forge_keys), tuple(welcome.evaluation_keys))
     home = Path(contact.token_file).parent
-    return KernelLoader(KernelCache(Home(home).kernels, roots, _not_at_hand))
-
-
-def _not_at_hand(artifact_id: str) -> Artifact:
-    raise Unavailable(f"kernel {artifact_id} has not been fetched from the library")
+    return KernelLoader(KernelCache(Home(home).kernels, roots_of(welcome), not_at_hand))
 
 
 def _load_over(loader: KernelLoader, courier: Courier) -> LoadKernel:

@@ -11,7 +11,7 @@ from esper.kasmina.lifecycle import BEFORE_HOST, SeedId, State
 from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.measures import submit_probe
 from esper.tolaria.run import Run
-from esper.tolaria.snapshot import load, restore
+from esper.tolaria.snapshot import restore
 
 
 class Commands:
@@ -93,7 +93,7 @@ class Commands:
 
     def _return_to_twin(self, seed: SeedId, twin: training_pb2.SnapshotReference, reason: str) -> str:
         run = self.run
-        state = load(Path(twin.path))
+        state = run.read_snapshot(Path(twin.path))
         lost = run.step - state.step
         note = f"went on from the twin of step {state.step}" + (f", {lost} steps back" if lost else "")
         run.executor.cull(seed, run.parts.optimizer, run.step, f"{reason}; {note}")

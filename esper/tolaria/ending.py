@@ -8,7 +8,7 @@ from esper.errors import DeadlineExceeded
 from esper.kasmina.codec import read_graft
 from esper.kasmina.lifecycle import BEFORE_HOST, LIVE, State
 from esper.tolaria.progress import Measured
-from esper.tolaria.snapshot import load, restore_model
+from esper.tolaria.snapshot import restore_model
 
 if TYPE_CHECKING:
     from esper.tolaria.session import Session
@@ -76,7 +76,7 @@ def _return_to(session: Session, best: Measured) -> None:
             reason = f"late cull: the best validated state, of step {best.step}, is from before it"
             executor.revert(seed.id, optimizer, run.step, reason)
     executor.regrow(specs, [], optimizer)
-    restore_model(run.parts.model, load(best.path))
+    restore_model(run.parts.model, run.read_snapshot(best.path))
     executor.settle_fossils(optimizer)
     session.returned_step = best.step
     run.post_note("info", f"the model returned is that of step {best.step}, the best validated: loss {best.loss:.4f}")

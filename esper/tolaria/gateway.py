@@ -101,9 +101,11 @@ class Gateway:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if desk.outbox is outbox:  # otherwise the trainer is back on a new line already
-                self._closed(desk)
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # a trainer that is killed ends its messages first, and cancels the call while this waits
+                if desk.outbox is outbox:  # otherwise the trainer is back on a new line already
+                    self._closed(desk)
 
     async def _open(self, first: trainer_pb2.AttachRequest) -> RunDesk:
         hello = first.hello

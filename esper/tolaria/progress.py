@@ -4,6 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ class Progress:
     step_ns: list[int] = field(default_factory=list)  # since the last message
     inside_ns: list[int] = field(default_factory=list)  # time inside Esper, per step, since the last message
     stalled_steps: int = 0
-    _late: Tensor | None = None
+    _late: SupportsFloat | None = None
 
-    def put(self, loss: Tensor | float) -> float | None:
-        """Take this step's loss and return the last one's."""
+    def put(self, loss: SupportsFloat) -> float | None:
+        """Take this step's loss, a tensor or what will be read as a number then, and return the last one's."""
         ready = None if self._late is None else float(self._late)
-        self._late = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
+        if isinstance(loss, Tensor):
+            self._late = loss.detach()
+        else:
+            self._late = torch.tensor(loss) if isinstance(loss, float | int) else loss
         if ready is not None:
             self._remember(ready)
         return ready

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from esper.api.common.v1 import seed_pb2, training_pb2
@@ -14,10 +14,12 @@ from esper.kasmina.cache import KernelCache
 from esper.kasmina.codec import write_graft
 from esper.kasmina.executor import Executor
 from esper.kasmina.lifecycle import SeedId, State
+from esper.tolaria import generators
 from esper.tolaria.codec import write_task
 from esper.tolaria.line import Line, Message
+from esper.tolaria.ranks import Ranks
 from esper.tolaria.settings import Budget, GrowthSettings
-from esper.tolaria.snapshot import Snapshot, capture
+from esper.tolaria.snapshot import Snapshot, capture, load
 from esper.tolaria.spool import Spool
 from esper.tolaria.step import Parts
 from esper.tolaria.task import Task
@@ -46,6 +48,7 @@ class Run:
     budget: Budget
     task: Task | None
     cache: KernelCache | None = None  # where kernels of this process lie ready
+    ranks: Ranks | None = None  # that train this model together; None: this process alone
     total_steps: int = 0
     seed: int = 0
     deterministic: bool = False
@@ -112,6 +115,36 @@ class Run:
         path = self.spool.reserve(name, snapshot.size_bytes)
         self.line.post(lambda: snapshot.save(path))
         return training_pb2.SnapshotReference(step=snapshot.step, path=str(path), size_bytes=snapshot.size_bytes)
+
+    def read_snapshot(self, path: Path) -> Snapshot:
+        """Load a spooled snapshot. Of several ranks the first one reads it for all, and each keeps its own generators.
+
+        Raises NotFound, Corrupt.
+        """
+        if self.ranks is None:
+            return load(path)
+        read: list[Snapshot] = []
+
+        def whole() -> bytes:
+            read.append(load(path))
+            return path.read_bytes()
+
+        data = self.ranks.share(whole)
+        if not self.ranks.first:
+            copied = self.directory / "shared.safetensors"
+            copied.write_bytes(data)
+            read.append(self.with_own_generators(load(copied)))
+            copied.unlink()
+        return read[0]
+
+    def with_own_generators(self, snapshot: Snapshot) -> Snapshot:
+        """Off the first rank, a snapshot of the first one's state goes with this rank's generators as they are.
+
+        They draw for another share of the batch.
+        """
+        if self.ranks is None or self.ranks.first or snapshot.random is None:
+            return snapshot
+        return replace(snapshot, random=generators.capture(self.parts.model))
 
     def graft_messages(self) -> list[seed_pb2.Graft]:
         """The grafts in the host now, oldest first."""

@@ -27,13 +27,14 @@ from esper.kasmina.table import Seed
 from esper.kasmina.telemetry import Sampler
 from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.arrivals import Arrivals
-from esper.tolaria.batches import check_batch
+from esper.tolaria.batches import check_batch, is_checked, shard
 from esper.tolaria.commands import Commands
 from esper.tolaria.ending import end_run
 from esper.tolaria.governor import Governor
 from esper.tolaria.measures import cancel_validations, submit_validation
 from esper.tolaria.packet import write_packet
 from esper.tolaria.progress import Progress, Validations
+from esper.tolaria.replicas import Replicas
 from esper.tolaria.reports import Reports
 from esper.tolaria.rollback import RollbackPoints, describe, roll_back
 from esper.tolaria.run import Run
@@ -72,6 +73,7 @@ class Session:
         self.arrivals = Arrivals(run, self.adaptations, self.commands, self.validations)
         sampler = Sampler(run.executor.sites) if telemetry else None
         self.reports = Reports(run, self.progress, sampler)
+        self.replicas = Replicas(run) if run.ranks is not None else None
         run.initial_parameters = run.parameter_count
         run.count_flops()
         self.points.take(run, self.governor.window)
@@ -90,15 +92,15 @@ class Session:
     def step(self, batch: Batch, loss: Tensor | float) -> state_pb2.Rollback | None:
         """After each `optimizer.step()`. Returns the rollback if one was needed, else None.
 
-        `batch` is what the step was trained on, `loss` its loss on any device.
+        `batch` is what the step was trained on, `loss` its loss on any device; of several ranks, each gives its own.
         """
         began_ns = time.perf_counter_ns()
         run = self.run
-        if run.task is not None:
-            check_batch(run.task, run.step, batch)
+        if run.task is not None and is_checked(run.step):
+            check_batch(run.task, run.step, batch, self._rank, self._world)
         run.step += 1
         run.train_flops += run.step_flops
-        late = self.progress.put(loss)
+        late = self.progress.put(loss if self.replicas is None else self.replicas.vote(loss))
         rollback = None
         if reason := self._why_lost(late):
             rollback = self._roll_back(reason)
@@ -109,6 +111,18 @@ class Session:
         self.progress.took(began_ns - self._ended_ns, ended_ns - began_ns)
         self._ended_ns = ended_ns
         return rollback
+
+    def shard(self, batch: Batch) -> Batch:
+        """The share of a task's batch that this rank trains on; all of it where there is one rank."""
+        return shard(batch, self._rank, self._world)
+
+    @property
+    def _rank(self) -> int:
+        return self.run.ranks.rank if self.run.ranks is not None else 0
+
+    @property
+    def _world(self) -> int:
+        return self.run.ranks.world if self.run.ranks is not None else 1
 
     def decide(self, *, final: bool = False) -> list[Transition]:
         """Apply what has arrived, send the run's state, and return the seeds' moves since the last call.
@@ -124,6 +138,8 @@ class Session:
 
     def _decide(self, final: bool) -> list[Transition]:
         run = self.run
+        if self.replicas is not None:
+            self.replicas.check()
         run.sequence += 1
         if run.deterministic:
             self.arrivals.wait_for_due()
@@ -163,7 +179,7 @@ class Session:
         run, seeds = self.run, seeds_of(manifest)
         self._load_kernels(seeds)
         run.executor.regrow(specs_of(manifest), seeds, run.parts.optimizer)
-        restore(run.parts, load(tensors))
+        restore(run.parts, run.with_own_generators(load(tensors)))
         restore_state(self, manifest)
         self.arrivals.journal.start_replay(manifest.journal_position)
         run.muted = True
@@ -202,6 +218,8 @@ class Session:
     def close(self) -> None:
         """Let go of everything outside this process. A run that has not ended can be resumed."""
         self.reports.end_sampling()
+        if self.replicas is not None:
+            self.replicas.close()
         self.run.line.close()
         self.arrivals.journal.close()
 
@@ -247,6 +265,8 @@ class Session:
         roll_back(run, point, reason)
         self.governor.window = copy.copy(point.window)
         self.progress.forget_late()
+        if self.replicas is not None:
+            self.replicas.forget_late()
         cancel_validations(run, after_step=point.step)
         self.validations.forget_after(point.step)
         self.adaptations.forget_gone()

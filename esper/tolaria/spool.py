@@ -22,14 +22,14 @@ class Spool:
         self._uses: Counter[Path] = Counter()
         self._trash: list[set[Path]] = [set(), set()]
         folder.mkdir(parents=True, exist_ok=True)
-        self._sizes = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        self.sizes = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
     def reserve(self, name: str, size_bytes: int) -> Path:
         """Where a new file of this name and size goes; its first use is counted.
 
         Raises Exhausted where it does not fit within the bound.
         """
-        used = sum(self._sizes.values())
+        used = sum(self.sizes.values())
         if used + size_bytes > self.max_bytes:
             raise Exhausted(
                 f"the snapshot spool {self.folder} holds {used} bytes of {self.max_bytes} and {size_bytes} more do not "
@@ -40,7 +40,7 @@ class Spool:
 
     def hold(self, path: Path, size_bytes: int = 0) -> Path:
         """Count one more use. `size_bytes`: of a file that is new here."""
-        self._sizes.setdefault(path, size_bytes)
+        self.sizes.setdefault(path, size_bytes)
         self._uses[path] += 1
         return path
 
@@ -60,7 +60,7 @@ class Spool:
         gone = self._trash[1] - self._uses.keys()
         self._trash = [set(), self._trash[0]]
         for path in gone:
-            self._sizes.pop(path, None)
+            self.sizes.pop(path, None)
         return gone
 
     def discard(self, path: Path) -> None:

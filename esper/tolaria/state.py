@@ -21,7 +21,6 @@ from esper.tolaria.governor import LossWindow
 from esper.tolaria.progress import Measured
 from esper.tolaria.rollback import Point
 from esper.tolaria.run import Outstanding
-from esper.tolaria.snapshot import load
 
 if TYPE_CHECKING:
     from esper.tolaria.session import Session
@@ -194,7 +193,7 @@ def _restore_before(session: Session, values: dict[str, Any]) -> None:
     seed = SeedId(*values["seed"])
     adaptation = session.adaptations.grafts[seed]
     try:
-        snapshot = load(Path(adaptation.before.path))
+        snapshot = session.run.read_snapshot(Path(adaptation.before.path))
     except (NotFound, Corrupt) as error:
         session.run.post_note("warning", f"{error}; the run cannot go back to before {seed} was inserted")
         return

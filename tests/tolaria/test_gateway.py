@@ -128,6 +128,35 @@ async def test_a_run_that_is_resumed_by_a_new_process_counts_from_one_again(gate
     assert gateway.desk("run-1").run.create_time == created
 
 
+async def test_a_trainer_whose_messages_end_and_whose_call_is_cancelled_at_once_is_gone(gateway, beyond, attach):
+    """So a process looks that is killed: its run must not stay taken by nobody."""
+    ending = asyncio.Event()
+
+    async def slow_to_end(run_id, after):
+        try:
+            yield await beyond.for_trainer.get()
+        finally:
+            ending.set()
+            await asyncio.sleep(0.05)
+
+    async def requests():
+        yield pb.AttachRequest(sequence=1, hello=hello())
+        await welcomed.wait()
+
+    async def serve():
+        async for _ in gateway.attach(requests()):
+            welcomed.set()
+
+    welcomed = asyncio.Event()
+    beyond.commands = slow_to_end
+    call = asyncio.create_task(serve())
+    await asyncio.wait_for(ending.wait(), 10)
+    call.cancel()
+    await asyncio.wait([call])
+    assert gateway.desk("run-1").session == ""
+    assert gateway.desk("run-1").run.state == pb.Run.STATE_DETACHED
+
+
 async def test_a_run_id_is_not_used_twice(attach):
     first = await welcomed(attach())
     await first.lose()
