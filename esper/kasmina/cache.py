@@ -46,6 +46,7 @@ class CacheCounts:
     disk_hits: int = 0
     fetched: int = 0
     quarantined: int = 0
+    retried: int = 0  # kernels that were had at a second or later try
 
     @property
     def hit_rate(self) -> float:

@@ -5,7 +5,7 @@ optimiser; it checks first and changes then, so a refused call leaves all three 
 they were. When to call which is decided elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -19,6 +19,7 @@ from esper.host.fused import update_fused_paths
 from esper.host.graft import Graft, Strategy
 from esper.host.sites import Site
 from esper.host.surgery import add_newborns, home_group, remove_parameters
+from esper.kasmina.breaker import MAX_FAULTS, Breaker
 from esper.kasmina.checks import (
     check_advance,
     check_alpha,
@@ -27,6 +28,7 @@ from esper.kasmina.checks import (
     check_fossil,
     check_graft,
 )
+from esper.kasmina.integrity import likely_state
 from esper.kasmina.kernel import Kernel, weights_seed
 from esper.kasmina.lifecycle import BEFORE_HOST, IN_HOST, LIVE, SeedId, State, check
 from esper.kasmina.regrow import GraftSpec, born, device_of, dtype_of, need_kernels, regrow
@@ -60,6 +62,7 @@ class Executor:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     grafts: dict[SeedId, Graft] = field(default_factory=dict)
     removed: dict[SeedId, tuple[Graft, Seed]] = field(default_factory=dict)  # fossils taken out, for undo
+    breaker: Breaker = field(default_factory=Breaker)
 
     def offered(self, seed_id: SeedId, span: tuple[int, int] | None = None) -> Interface:
         """What a seed's kernel must be for: its site's interface, or that of its chunk of the channels."""
@@ -82,6 +85,7 @@ class Executor:
             self.removed.pop(seed.id, None)
             seed.artifact_id, seed.title, seed.family = assignment.artifact_id, assignment.title, assignment.family
             seed.strategy, seed.span, seed.event_id = assignment.strategy, assignment.span, event_id
+            self.table.forgive(seed)  # what its slot carried before was another kernel's doing
             self.table.move(seed, State.GERMINATED, step, reason)
             self.table.move(seed, State.LOADING, step, "fetching, verifying and warming up its kernel")
 
@@ -201,6 +205,8 @@ class Executor:
         check_cull(seed)
         if seed.state is State.FOSSILIZED:
             self.removed[seed_id] = (self.grafts[seed_id], _copy_of(seed))
+        if seed.state in LIVE and seed.errors >= MAX_FAULTS:
+            self.breaker.count(seed.artifact_id)
         if seed_id in self.grafts:
             self._take_out(seed_id, optimizer)
         self._end(seed, State.CULLED, step, reason)
@@ -248,6 +254,12 @@ class Executor:
         seed = self.table[seed_id]
         self.table.move(seed, State.ROLLED_BACK, step, reason)
         self.table.set_alpha(seed, 0.0)
+
+    def mend(self, seed_ids: Iterable[SeedId], step: int) -> None:
+        """Make records that cannot be such that a rollback can act on them: states follow from the model's grafts."""
+        for seed_id in seed_ids:
+            seed, graft = self.table[seed_id], self.grafts.get(seed_id)
+            self.table.mend(seed, likely_state(seed, graft.settled if graft else None), step)
 
     def release(self, seed_id: SeedId, step: int, reason: str) -> None:
         """An operator lets a locked seed be DORMANT again."""

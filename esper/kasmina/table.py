@@ -165,6 +165,18 @@ class SeedTable:
                     setattr(seed, name, getattr(saved, name))
             self._write(seed)
 
+    def rewrite(self, seed: Seed) -> None:
+        """Write the device's entries of a seed again from its record."""
+        self._write(seed)
+
+    def mend(self, seed: Seed, state: State, step: int) -> None:
+        """Replace a record that cannot be by one that can: alpha 0, no errors, `state` since `step`. Not a transition.
+
+        What it carries stays.
+        """
+        seed.state, seed.state_step, seed.alpha, seed.errors = state, step, 0.0, 0
+        self._write(seed)
+
     def to(self, device: torch.device) -> None:
         self.layout = self.layout.to(device)
 

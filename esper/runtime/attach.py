@@ -16,8 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.artifact.bundle import Artifact
-from esper.blueprint.interface import Interface
-from esper.errors import InvalidConfig, NotFound, Unavailable
+from esper.errors import InvalidConfig
 from esper.host.sites import Site
 from esper.host.surgery import refuse_unfit
 from esper.kasmina.cache import KernelCache
@@ -29,7 +28,8 @@ from esper.runtime.clients import LibraryClient
 from esper.runtime.courier import START_S, Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
 from esper.runtime.launch import Child, find_or_start_runtime
-from esper.runtime.rank_attach import Tie, join, lead, not_at_hand, roots_of, share_spool
+from esper.runtime.loads import load_over
+from esper.runtime.rank_attach import Tie, not_at_hand, roots_of, share_spool, tie_of
 from esper.runtime.stock import LONGEST_WAIT_S
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
@@ -111,12 +111,7 @@ def attach(
         deterministic=deterministic,
     )
     parts = Parts(handle.model, optimizer, scheduler, scaler)
-    if ranks is None:
-        tie = _tie(handle, plan, runtime, resume)
-    elif ranks.first:
-        tie = lead(ranks, lambda: _tie(handle, plan, runtime, resume))
-    else:
-        tie = join(ranks)
+    tie = tie_of(ranks, lambda: _tie(handle, plan, runtime, resume))
     handle.kernels = tie.library
     run = make_run(handle, parts, replace(plan, directory=tie.directory), tie.line)
     run.cache, run.ranks = tie.loader.cache, ranks
@@ -272,15 +267,10 @@ def _loader(contact: Contact, welcome: trainer_pb2.Welcome) -> KernelLoader:
 
 
 def _load_over(loader: KernelLoader, courier: Courier) -> LoadKernel:
-    """Load a kernel on the courier's thread: from memory, disk, or the library, whichever is first to have it."""
+    """Load kernels on the courier's thread, those that are not at hand from the library at its other end."""
 
-    async def load(artifact_id: str, interface: Interface) -> Kernel:
-        try:
-            return loader.load(artifact_id, interface).kernel
-        except (Unavailable, NotFound):
-            request = library_pb2.DownloadKernelRequest(artifact_id=artifact_id)
-            manifest, files = await LibraryClient(courier.channel).download_kernel(request)
-            loader.cache.take(Artifact(manifest, files))
-            return loader.load(artifact_id, interface).kernel
+    async def download(artifact_id: str) -> Artifact:
+        request = library_pb2.DownloadKernelRequest(artifact_id=artifact_id)
+        return Artifact(*await LibraryClient(courier.channel).download_kernel(request))
 
-    return load
+    return load_over(loader, download)

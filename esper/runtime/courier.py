@@ -333,4 +333,4 @@ class Courier:
         try:
             self._arrive(Loaded(seed, artifact_id, await self.load(artifact_id, interface)))
         except EsperError as error:
-            self._arrive(Loaded(seed, artifact_id, None, str(error)))
+            self._arrive(Loaded.failed(seed, artifact_id, error))

@@ -71,7 +71,7 @@ class LocalLine:
         try:
             loaded = Loaded(seed, artifact_id, self.kernel(artifact_id, interface))
         except EsperError as error:
-            loaded = Loaded(seed, artifact_id, None, str(error))
+            loaded = Loaded.failed(seed, artifact_id, error)
         self._arrived.append(loaded)
 
     def collect(self) -> list[Incoming]:

@@ -44,6 +44,13 @@ class Tie:
     child: Child | None = None  # a runtime that was started for this run
 
 
+def tie_of(ranks: Ranks | None, make: Callable[[], Tie]) -> Tie:
+    """This process's tie: `make`'s, or on any rank but the first, one to the first."""
+    if ranks is None:
+        return make()
+    return lead(ranks, make) if ranks.first else join(ranks)
+
+
 def lead(ranks: Ranks, make: Callable[[], Tie]) -> Tie:
     """On the first rank: make its tie and give the others what they need. What `make` raises is raised on all."""
     made: list[Tie] = []

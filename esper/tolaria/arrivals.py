@@ -112,6 +112,8 @@ class Arrivals:
 
     def _collect(self) -> None:
         self.waiting.extend(self.run.line.collect())
+        refused, self.run.refused = self.run.refused, []
+        self.waiting.extend(refused)
 
     def _wait(self, done: Callable[[], bool], limit_s: float = 600.0) -> None:
         if self.run.muted:
@@ -168,10 +170,13 @@ class Arrivals:
     def _apply_loaded(self, item: Loaded) -> None:
         run = self.run
         run.loading -= 1
+        if item.unfit:
+            run.executor.breaker.count(item.artifact_id)
         seed = run.executor.table[item.seed]
         if seed.state is not State.LOADING or seed.artifact_id != item.artifact_id:
             return  # cancelled or culled while its kernel was on the way
         if item.kernel is None:
+            run.count_recovery("circuit_breaker" if item.refused else "escalation")
             run.executor.load_failed(item.seed, item.failure, run.step)
         else:
             run.executor.loaded(item.seed, item.kernel, run.step)
@@ -186,6 +191,7 @@ class Arrivals:
         run.nursery_flops += result.flops
         self.results.append(result)
         if result.failure.code:
+            run.count_recovery("graceful_degradation")  # the event goes on without what this job would have said
             run.post_note("warning", f"nursery job {result.job_id} failed: {result.failure.message}")
         elif result.HasField("measure") and result.measure.label == "validation":
             self._take_validation(job.measure.arms[0], result.measure.arm_losses[0])

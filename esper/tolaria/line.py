@@ -13,18 +13,29 @@ from typing import Protocol
 from esper.api.kasmina.v1 import nursery_pb2
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.blueprint.interface import Interface
+from esper.errors import Corrupt, EsperError, KernelFault, Untrusted
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.lifecycle import SeedId
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A kernel was fetched, verified, built and warmed up for a seed, or was not: then `failure` says why."""
+    """A kernel was fetched, verified, built and warmed up for a seed, or was not: then `failure` says why.
+
+    `unfit`: its bytes may not run, as opposed to a library that did not answer. `refused`: nobody was asked for it.
+    """
 
     seed: SeedId
     artifact_id: str
     kernel: Kernel | None
     failure: str = ""
+    unfit: bool = False
+    refused: bool = False
+
+    @classmethod
+    def failed(cls, seed: SeedId, artifact_id: str, error: EsperError) -> "Loaded":
+        """What arrives instead of a kernel after `error`."""
+        return cls(seed, artifact_id, None, str(error), unfit=isinstance(error, (Corrupt, KernelFault, Untrusted)))
 
 
 Incoming = trainer_pb2.SequencedCommand | nursery_pb2.JobResult | trainer_pb2.DecisionReply | Loaded

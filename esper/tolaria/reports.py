@@ -22,7 +22,6 @@ class Reports:
         self.sampler = sampler
         self.sample_every_steps = run.settings.sample_every_steps or run.settings.decision_every_steps
         self.health: dict[str, telemetry_pb2.HealthSignal] = {}
-        self.recoveries: dict[str, int] = {}
 
     def sample(self) -> None:
         """After a step: hand over what a sampled step showed, and arm the next one."""
@@ -71,11 +70,13 @@ class Reports:
         run, progress = self.run, self.progress
         message = progress.message(run.step, run.parameter_count, run.executor.table.in_states(LIVE))
         spent = telemetry_pb2.LayerPerformance(
-            run_id=run.run_id, step=run.step, inside_us=progress.take_inside_us(), recoveries=self.recoveries
+            run_id=run.run_id, step=run.step, inside_us=progress.take_inside_us(), recoveries=run.recoveries
         )
         if run.cache is not None:
             counts = run.cache.counts
             spent.cache_hits, spent.cache_misses = counts.memory_hits, counts.memory_misses
+            if counts.retried:
+                spent.recoveries["retry"] += counts.retried
         run.post(lambda: trainer_pb2.AttachRequest(progress=message))
         run.post(lambda: trainer_pb2.AttachRequest(performance=spent))
 
@@ -87,4 +88,4 @@ class Reports:
         self.run.post(lambda: trainer_pb2.AttachRequest(goodbye=done))
 
     def count_recovery(self, strategy: str) -> None:
-        self.recoveries[strategy] = self.recoveries.get(strategy, 0) + 1
+        self.run.count_recovery(strategy)

@@ -1,8 +1,7 @@
 """Points a run can go back to, and going back: model, optimiser, scheduler, generators, seeds, clock together."""
 
 import copy
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from esper.api.tolaria.v1 import state_pb2
@@ -11,9 +10,11 @@ from esper.kasmina.executor import Executor
 from esper.kasmina.lifecycle import LIVE, SeedId, State
 from esper.kasmina.regrow import GraftSpec
 from esper.kasmina.table import Seed
-from esper.tolaria.governor import GovernorOptions, LossWindow
+from esper.tolaria.governor import GovernorOptions, LossWindow, is_steady
 from esper.tolaria.run import Run
 from esper.tolaria.snapshot import Snapshot, restore
+
+_NEVER_LOCKED = (State.DORMANT, State.FOSSILIZED, State.ROLLED_BACK)
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class Point:
     seeds: list[Seed]
     window: LossWindow
     uses: int = 0
+    certified: bool = False  # the loss was steady then, and `certify_steps` later it still was
 
     @property
     def step(self) -> int:
@@ -32,23 +34,29 @@ class Point:
 
 
 class RollbackPoints:
-    """The latest few points, and those from before each graft that is still on trial.
+    """The latest few points, the latest certified one, and those from before each graft that is still on trial.
 
-    Two points are at least `certify_steps` apart, so that the oldest of them is from before
-    any alarm's cause, however often decisions are made.
+    Two of the latest are at least `certify_steps` apart, so that one is from before what makes a loss explode. What
+    makes it diverge or collapse can be older than all of them; then the certified one is from before it.
     """
 
     def __init__(self, options: GovernorOptions, *, keep: int = 3) -> None:
         self.options = options
+        self.keep = keep
         self.taken_step = 0  # of the latest but those before grafts
         self.before: dict[SeedId, Point] = {}
-        self._points: deque[Point] = deque(maxlen=keep)
+        self._points: list[Point] = []
 
     def take(self, run: Run, window: LossWindow) -> None:
         """Remember the run as it is now, unless it was a moment ago."""
+        self._certify(run.step, window)
         if not self._points or run.step - self.taken_step >= self.options.certify_steps:
             self._points.append(_point(run, window))
             self.taken_step = run.step
+        older, latest = self._points[: -self.keep], self._points[-self.keep :]
+        if not any(p.certified for p in latest):
+            latest = [p for p in older if p.certified][-1:] + latest
+        self._points = latest
         for seed in [s for s in self.before if run.executor.table[s].state not in LIVE]:
             del self.before[seed]
 
@@ -62,11 +70,12 @@ class RollbackPoints:
         """Remember the run just before `seed` is inserted, until its trial is over."""
         self.before[seed] = _point(run, window)
 
-    def choose(self, step: int, executor: Executor) -> Point:
+    def choose(self, step: int, executor: Executor, window: LossWindow) -> Point:
         """Where to go back to at `step`: the latest point that is sound, the oldest where none is known to be.
 
-        A sound one had no alarm for `certify_steps` and a loss in its bounds; no graft was on
-        trial in it. Raises Exhausted where going back does not help any more.
+        While `window` counts the steps of a divergence or a collapse, a certified one is sound. Otherwise it is
+        enough that there was no alarm for `certify_steps` and a loss in its bounds. No graft was on trial in
+        it. Raises Exhausted where going back does not help any more.
         """
         free = [p for p in [*self.before.values(), *self._points] if _is_free(p, executor)]
         if not free:
@@ -74,9 +83,11 @@ class RollbackPoints:
                 f"training is lost at step {step} and there is no state to go back to; "
                 "lower the learning rate or check the data, and resume from a checkpoint"
             )
-        certified = [p for p in free if p.step <= step - self.options.certify_steps]
-        calm = [p for p in certified if not (p.window.exploding_steps or p.window.diverging_steps)]
-        point = max(calm, key=_step) if calm else min(free, key=_step)
+        if window.diverging_steps or window.collapsed_steps:
+            sound = [p for p in free if p.certified]
+        else:
+            sound = [p for p in free if p.step <= step - self.options.certify_steps and _is_calm(p.window)]
+        point = max(sound, key=_step) if sound else min(free, key=_step)
         point.uses += 1
         if point.uses > self.options.max_rollbacks_per_point:
             raise Exhausted(
@@ -86,26 +97,32 @@ class RollbackPoints:
         self._forget_after(point.step)
         return point
 
+    def _certify(self, step: int, window: LossWindow) -> None:
+        if is_steady(window):
+            for point in (*self.before.values(), *self._points):
+                if step - point.step >= self.options.certify_steps and is_steady(point.window):
+                    point.certified = True
+
     def _forget_after(self, step: int) -> None:
         """Later points are of a course of the run that is undone."""
-        self._points = deque((p for p in self._points if p.step <= step), self._points.maxlen)
+        self._points = [p for p in self._points if p.step <= step]
         self.taken_step = min(self.taken_step, step)
 
 
-def describe(run: Run, point: Point, reason: str) -> state_pb2.Rollback:
+def describe(run: Run, point: Point, reason: str, suspects: Collection[SeedId] = ()) -> state_pb2.Rollback:
     """What going back to `point` means."""
-    locked = [str(seed.id) for seed in run.executor.table.in_states(LIVE)]
+    locked = [str(seed.id) for seed in _to_lock(run.executor, suspects)]
     return state_pb2.Rollback(step=run.step, restored_step=point.step, reason=reason, locked_seeds=locked)
 
 
-def roll_back(run: Run, point: Point, reason: str) -> None:
-    """Put the run back to `point` and lock the seeds that are on trial now.
+def roll_back(run: Run, point: Point, reason: str, suspects: Collection[SeedId] = ()) -> None:
+    """Put the run back to `point` and lock the seeds that are on trial now, and those under suspicion.
 
     Of seeds in the host, then or now, the records go back too; of the others, which have no
     part in the host's state, trials and embargoes go on.
     """
     executor, optimizer, step = run.executor, run.parts.optimizer, run.step
-    for seed in executor.table.in_states(LIVE):
+    for seed in _to_lock(executor, suspects):
         executor.lock(seed.id, step, f"rolled back: {reason}")
     specs = [replace(spec, state=State.FOSSILIZED) for spec in point.specs]
     within = {spec.seed for spec in specs}
@@ -124,6 +141,19 @@ def _point(run: Run, window: LossWindow) -> Point:
         seeds=[copy.copy(seed) for seed in run.executor.table],
         window=copy.copy(window),
     )
+
+
+def _to_lock(executor: Executor, suspects: Collection[SeedId]) -> list[Seed]:
+    """Seeds on trial, and of the suspects those that carry something and are no part of the host."""
+    return [
+        seed
+        for seed in executor.table
+        if seed.state in LIVE or (seed.id in suspects and seed.state not in _NEVER_LOCKED)
+    ]
+
+
+def _is_calm(window: LossWindow) -> bool:
+    return not (window.exploding_steps or window.diverging_steps or window.collapsed_steps)
 
 
 def _is_free(point: Point, executor: Executor) -> bool:

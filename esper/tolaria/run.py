@@ -16,7 +16,7 @@ from esper.kasmina.executor import Executor
 from esper.kasmina.lifecycle import SeedId, State
 from esper.tolaria import generators
 from esper.tolaria.codec import write_task
-from esper.tolaria.line import Line, Message
+from esper.tolaria.line import Line, Loaded, Message
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.settings import Budget, GrowthSettings
 from esper.tolaria.snapshot import Snapshot, capture, load
@@ -57,6 +57,8 @@ class Run:
     jobs: int = 0  # jobs ever made, for their ids
     files: int = 0  # snapshots ever spooled, for their names
     loading: int = 0  # kernels asked for and not answered
+    refused: list[Loaded] = field(default_factory=list)  # kernels that are not asked for again, and not told yet
+    recoveries: dict[str, int] = field(default_factory=dict)  # faults, by what was done about them
     outstanding: dict[str, Outstanding] = field(default_factory=dict)
     muted: bool = False  # a journal is replayed
     train_flops: float = 0.0
@@ -176,8 +178,18 @@ class Run:
     def load(self, seed: SeedId, artifact_id: str) -> None:
         """Ask for a seed's kernel; its answer arrives, or is in the journal that is replayed."""
         self.loading += 1
-        if not self.muted:
+        if self.muted:
+            return
+        # several ranks see different faults, and all of them or none must ask
+        why = self.executor.breaker.why_open(artifact_id) if self.ranks is None else ""
+        if why:
+            self.refused.append(Loaded(seed, artifact_id, None, why, refused=True))
+        else:
             self.line.load_kernel(seed, artifact_id, self.executor.offered(seed))
+
+    def count_recovery(self, strategy: str, faults: int = 1) -> None:
+        """Say how faults were got over: retry, fallback, circuit_breaker, graceful_degradation or escalation."""
+        self.recoveries[strategy] = self.recoveries.get(strategy, 0) + faults
 
     def post_note(self, level: str, text: str) -> None:
         """Say something to people."""

@@ -16,12 +16,14 @@ outside unless the run is deterministic.
 import copy
 import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from torch import Tensor
 
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
+from esper.kasmina.breaker import MAX_FAULTS
+from esper.kasmina.integrity import inspect_table
 from esper.kasmina.lifecycle import IN_HOST, SeedId, State, Transition
 from esper.kasmina.table import Seed
 from esper.kasmina.telemetry import Sampler
@@ -42,8 +44,6 @@ from esper.tolaria.snapshot import load, restore
 from esper.tolaria.spool import delete
 from esper.tolaria.state import restore_state, seeds_of, specs_of, write_manifest
 from esper.tolaria.task import Batch
-
-MAX_FAULTS = 3  # of one seed, then it is culled
 
 
 class Session:
@@ -138,6 +138,7 @@ class Session:
 
     def _decide(self, final: bool) -> list[Transition]:
         run = self.run
+        self._check_seeds()
         if self.replicas is not None:
             self.replicas.check()
         run.sequence += 1
@@ -257,12 +258,25 @@ class Session:
             return "the run that is replayed went back here"
         return reason
 
-    def _roll_back(self, reason: str) -> state_pb2.Rollback:
+    def _check_seeds(self) -> None:
+        """Before a decision reads the table: an impossible record sends the run back, a stale device is rewritten."""
+        run, executor = self.run, self.run.executor
+        damage, reason = inspect_table(executor.table.seeds, executor.table.layout, executor.grafts)
+        for seed in damage.stale:
+            executor.table.rewrite(executor.table[seed])
+        if damage.stale:
+            self.reports.count_recovery("fallback")
+            run.post_note("warning", f"the seed table was damaged and is written again from its records: {reason}")
+        if damage.impossible:
+            executor.mend(damage.impossible, run.step)
+            self._roll_back(f"the seed table was damaged: {reason}", damage.impossible)
+
+    def _roll_back(self, reason: str, suspects: Collection[SeedId] = ()) -> state_pb2.Rollback:
         run = self.run
-        point = self.points.choose(run.step, run.executor)
-        rollback = describe(run, point, reason)
+        point = self.points.choose(run.step, run.executor, self.governor.window)
+        rollback = describe(run, point, reason, suspects)
         self.arrivals.journal.rolled_back(rollback)
-        roll_back(run, point, reason)
+        roll_back(run, point, reason, suspects)
         self.governor.window = copy.copy(point.window)
         self.progress.forget_late()
         if self.replicas is not None:

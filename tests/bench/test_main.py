@@ -9,7 +9,7 @@ from bench import registry
 from bench.row import ROOT
 from tests.bench.fakes import bench_of, row
 
-NAMES = {"blend", "compat", "demo-overhead", "disturb", "dormant", "growth", "load"}
+NAMES = {"blend", "compat", "demo-overhead", "disturb", "dormant", "growth", "load", "recovery"}
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import pytest
 
 from bench import registry
+from bench.flow.bench_recovery import inject
+from bench.flow.faults import FAULTS
 from bench.registry import Options
 
 QUICK = Options(quick=True)
@@ -41,6 +43,25 @@ def test_compat():
         "refused_by_name",
     }
     assert all(row.met for row in found.values())
+
+
+@pytest.mark.slow
+def test_recovery():
+    found = rows("recovery")
+    shares = {case: row for (case, metric), row in found.items() if metric == "recovered_share"}
+    strategies = {case.rpartition(": ")[2] for case in shares}
+    assert strategies == {"retry", "fallback", "circuit_breaker", "graceful_degradation", "escalation"}
+    assert found["no fault", "seed_execution_success"].target == 0.999
+    assert all(row.met for row in found.values())
+
+
+def test_recovery_sees_a_fault_that_is_not_got_over(monkeypatch):
+    nan = next(fault for fault in FAULTS if fault.name == "returns NaN always")
+    assert inject(nan, 0) == (nan.strategies, [])
+    monkeypatch.setattr("esper.host.graft._fault_of", lambda branch, part: "")
+    seen, wrong = inject(nan, 0)
+    assert seen != nan.strategies
+    assert wrong
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ def follow(local: LocalRun, until: int = STEPS, *, images: dict[int, Path] | Non
 
 
 def let_go(local: LocalRun) -> None:
-    """Leave a run as a crash would, its files where they are."""
+    """Leave a run as a crash would, its files where they are. What it set in torch for the process goes with it."""
+    local.session.reports.end_sampling()
     local.session.arrivals.journal.close()
     local.line.close()
     local.runner.close()

@@ -194,7 +194,7 @@ def test_a_fossil_of_after_the_point_is_culled_late(run_of):
     follow(local, 115)
     (fossil,) = local.run.executor.table.in_states((State.FOSSILIZED,))
     assert list(local.run.parts.model.state_dict()) != names
-    roll_back(local.run, points.choose(115, local.run.executor), "to see")
+    roll_back(local.run, points.choose(115, local.run.executor, LossWindow()), "to see")
     assert fossil.state is State.CULLED
     assert fossil.reason == "late cull: the run went back to step 40, before it"
     assert list(local.run.parts.model.state_dict()) == names
@@ -260,16 +260,45 @@ def test_a_point_in_alarm_is_passed_over(run_of):
     for run.step, window in ((0, LossWindow()), (20, LossWindow(diverging_steps=3)), (40, LossWindow())):
         points.take(run, window)
     run.step = 0
-    assert points.choose(50, run.executor).step == 0  # 20 was diverging, 40 is not certified yet
-    assert points.choose(70, run.executor).step == 0  # and later points are of what was undone
+    assert points.choose(50, run.executor, LossWindow()).step == 0  # 20 was diverging, 40 is not certified yet
+    assert points.choose(70, run.executor, LossWindow()).step == 0  # and later points are of what was undone
     assert points.taken_step == 0
+
+
+def risen(share, **counted):
+    """A window whose mean has lost `share` of what was won."""
+    return LossWindow(steps=500, mean=1.0 + share, first_mean=2.0, best_mean=1.0, last=1.0, noise=0.01, **counted)
+
+
+def test_a_collapse_goes_back_to_before_the_loss_rose_however_long_ago(run_of):
+    run = run_of().run
+    points = RollbackPoints(GovernorOptions(certify_steps=20), keep=3)
+    for run.step in range(0, 300, 10):  # from 110 on the mean rises; its alarm counts from 150 on
+        share = 0.0 if run.step < 110 else min(1.0, (run.step - 100) / 100)
+        points.take(run, risen(share, collapsed_steps=max(0, run.step - 150)))
+    assert [(p.step, p.certified) for p in points._points] == [(80, True), (240, False), (260, False), (280, False)]
+    run.step = 0
+    assert points.choose(290, run.executor, risen(1.0)).step == 80  # 100 was not certified: at 120 the mean had risen
+    assert points.taken_step == 80
+
+
+def test_a_point_is_certified_by_what_came_after_it(run_of):
+    run = run_of().run
+    points = RollbackPoints(GovernorOptions(certify_steps=20))
+    for run.step, share in ((0, 0.0), (20, 0.0), (39, 0.4), (40, 0.0), (60, 0.4)):
+        points.take(run, risen(share))
+    run.step = 0
+    assert [(p.step, p.certified) for p in points._points] == [(20, True), (40, False), (60, False)]
+    counting = risen(0.9, collapsed_steps=1)
+    assert points.choose(61, run.executor, risen(0.0)).step == 40
+    assert points.choose(61, run.executor, counting).step == 20
 
 
 def test_there_may_be_no_way_back(run_of):
     run = run_of().run
     points = RollbackPoints(GovernorOptions())
     with pytest.raises(Exhausted, match="training is lost at step 5 and there is no state to go back to"):
-        points.choose(5, run.executor)
+        points.choose(5, run.executor, LossWindow())
 
 
 def test_a_point_is_a_copy(run_of):
@@ -278,5 +307,5 @@ def test_a_point_is_a_copy(run_of):
     point = RollbackPoints(GovernorOptions())
     point.take(local.run, LossWindow())
     follow(local, 9)
-    roll_back(local.run, point.choose(9, local.run.executor), "to see")
+    roll_back(local.run, point.choose(9, local.run.executor, LossWindow()), "to see")
     assert repr(everything(local)) == repr(first)

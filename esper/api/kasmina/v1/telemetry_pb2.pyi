@@ -173,7 +173,7 @@ class LayerPerformance(google.protobuf.message.Message):
 
     @property
     def recoveries(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
-        """Errors charged to seeds since start, by what was done about them."""
+        """Faults since start, by what was done about them: retry, fallback, circuit_breaker, graceful_degradation, escalation."""
 
     def __init__(
         self,
