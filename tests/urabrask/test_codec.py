@@ -11,14 +11,7 @@ from esper.urabrask.codec import EvaluationOrder, Findings
 from esper.urabrask.jail import Isolation, Limits
 from esper.urabrask.judge import Checked, Verdict
 
-SPEED = {
-    "forward_us_p50": 10.0,
-    "forward_us_p99": 20.0,
-    "step_us_p50": 30.0,
-    "reference_us_p50": 8.0,
-    "ratio": 1.2,
-    "spread": 0.1,
-}
+SPEED = {"forward_us_p50": 10.0, "forward_us_p99": 20.0, "step_us_p50": 30.0, "reference_us_p50": 8.0, "spread": 0.1}
 FIGURES = {
     "speed": {**SPEED, "runs": 50},
     "memory": {"peak_bytes": 100, "reference_peak_bytes": 200},
