@@ -34,7 +34,7 @@ from esper.runtime.stock import LONGEST_WAIT_S
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
 from esper.tolaria.line import Line
-from esper.tolaria.ranks import open_ranks
+from esper.tolaria.ranks import Ranks, open_ranks
 from esper.tolaria.run import Run
 from esper.tolaria.session import Session
 from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, write_budget, write_growth
@@ -113,14 +113,18 @@ def attach(
     parts = Parts(handle.model, optimizer, scheduler, scaler)
     tie = tie_of(ranks, lambda: _tie(handle, plan, runtime, resume))
     handle.kernels = tie.library
+    session = open_session(handle, _tied_run(handle, parts, plan, tie, ranks), tie.checkpoint)
+    if tie.child is not None:
+        atexit.register(_stop, tie.child, session)
+    return session
+
+
+def _tied_run(handle: ModelHandle, parts: Parts, plan: Plan, tie: Tie, ranks: Ranks | None) -> Run:
     run = make_run(handle, parts, replace(plan, directory=tie.directory), tie.line)
     run.cache, run.ranks = tie.loader.cache, ranks
     if ranks is not None:
         share_spool(ranks, run)
-    session = open_session(handle, run, tie.checkpoint)
-    if tie.child is not None:
-        atexit.register(_stop, tie.child, session)
-    return session
+    return run
 
 
 def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume: bool) -> Tie:
