@@ -80,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="least effort; shows that it runs")
     parser.add_argument("--gpu", action="store_true", help="on the CUDA device")
     parser.add_argument("--record", action="store_true", help="append to bench/results/<device>.jsonl")
-    growth = parser.add_argument_group("growth")
+    growth = parser.add_argument_group("growth and verdict")
     growth.add_argument("--task", action="append", choices=("digits", "text", "tabular"), help="may be repeated")
     growth.add_argument("--seeds", type=_positive, default=5, help="random seeds per task (default 5)")
-    growth.add_argument("--services", action="store_true", help="under the real services, as `esper demo` runs")
+    growth.add_argument("--services", action="store_true", help="growth: under the real services, as `esper demo` runs")
     return parser
 
 

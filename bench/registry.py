@@ -15,8 +15,8 @@ class Options:
 
     quick: bool = False  # least effort: shows that it runs, its numbers are not to be used
     gpu: bool = False
-    tasks: Sequence[str] = ()  # of `growth`; (): all
-    seeds: int = 5  # of `growth`
+    tasks: Sequence[str] = ()  # of `growth` and `verdict`; (): all
+    seeds: int = 5  # of the same
     services: bool = False  # of `growth`
 
     def effort(self, full: Effort = Effort()) -> Effort:  # noqa: B008  frozen

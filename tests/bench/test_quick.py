@@ -45,6 +45,11 @@ def test_compat():
     assert all(row.met for row in found.values())
 
 
+def test_verdict():
+    metrics = {metric for case, metric in rows("verdict") if case == "tabular"}
+    assert metrics >= {"grafts", "worthless", "nominal_false_keep_rate", "ablation_threshold", "twin_gain_median"}
+
+
 @pytest.mark.slow
 def test_recovery():
     found = rows("recovery")

@@ -51,7 +51,7 @@ def test_five_hundred_lives_leave_nothing_behind():
     files, threads, objects = process.num_fds(), threading.active_count(), len(gc.get_objects())
     for cycle in range(SETTLED, CYCLES):
         life(executor, optimizer, 10 * cycle)
-    assert live_tensors() == tensors
+    assert live_tensors() <= tensors  # fewer: what earlier tests left was collected
     more = len(gc.get_objects()) - objects
     assert more < CYCLES - SETTLED  # less than one a life
     assert process.memory_info().rss - resident < MAX_GROWTH_BYTES

@@ -229,6 +229,9 @@ def main() -> None:
         seen.error = f"{type(error).__name__}: {error}"
     (folder / f"seen-{rank}.json").write_text(json.dumps(vars(seen)))
     dist.destroy_process_group()
+    # DDP keeps the group's threads alive, and torch aborts where one drops a tensor while the interpreter ends
+    # (pytorch/pytorch#179291)
+    os._exit(0)
 
 
 def run_ranks(folder: Path, world: int = 2, *, fails: bool = False, **options: Any) -> list[Seen]:
