@@ -23,7 +23,6 @@ from bench.growth.grafted import Graftable, Judged, graftables, judged, trained
 from bench.registry import Options
 from bench.row import Row, make_row
 from esper.stats.verdict import Rule, judge, nominal_false_keep_rate
-from esper.tamiyo.verdicts import ABLATION_MIN_GAIN
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.task import Task, load_task
 
@@ -74,7 +73,11 @@ def case_rows(case: str, seeds: Seeds) -> Iterator[Row]:
     yield make_row(NAME, case, "worthless", len(useless), "count")
     yield make_row(NAME, case, "nominal_false_keep_rate", nominal, "share")
     found = threshold(every, nominal)
-    rules = {"twin": rule, "ablation": ablation_rule(ABLATION_MIN_GAIN), "ablation_at_threshold": ablation_rule(found)}
+    rules = {
+        "twin": rule,
+        "ablation": ablation_rule(GrowthSettings().ablation_min_gain),
+        "ablation_at_threshold": ablation_rule(found),
+    }
     for name, used in rules.items():
         keeps = _twin_keeps if name == "twin" else _ablation_keeps
         if useless:

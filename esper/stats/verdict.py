@@ -39,6 +39,7 @@ def nominal_false_keep_rate(rule: Rule) -> float:
     """Probability that `judge` keeps a graft whose true difference is 0, were differences normal and pairs many.
 
     An upper bound as far as `min_gain` is above 0; with few pairs the standard error is itself uncertain and the
-    rate higher (Student 1908). The measured rate comes from `python -m bench verdict`.
+    rate higher (Student 1908). `python -m bench verdict` measures the rate on real grafts (docs/growth.md), and is
+    what `ablation_min_gain` was chosen by: so that the rate holds where the control is the graft switched off too.
     """
     return 0.5 * math.erfc(rule.min_standard_errors / math.sqrt(2))

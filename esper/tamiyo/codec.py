@@ -213,6 +213,7 @@ def _read_scheme(msg: state_pb2.GrowthSettings) -> Scheme:
         strategy=_STRATEGIES[msg.strategy],
         ignore_end_of_run=msg.ignore_end_of_run,
         rule=Rule(min_gain=msg.min_gain, min_standard_errors=msg.min_standard_errors),
+        ablation_min_gain=msg.ablation_min_gain,
     )
 
 

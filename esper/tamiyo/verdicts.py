@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from esper.stats.verdict import Rule, judge, nominal_false_keep_rate
+from esper.stats.verdict import judge, nominal_false_keep_rate
 from esper.tamiyo.actions import Act, Advance, Cull, Decided, Judged, Plan
 from esper.tamiyo.masks import cooldown_steps, mask_key
 from esper.tamiyo.memory import Memory
@@ -10,8 +10,6 @@ from esper.tamiyo.policy import Policy
 from esper.tamiyo.view import MeasureView, RunView, SeedKey, SeedView
 
 ROUNDS = 2
-# A host has co-adapted with its graft, so switching it off flatters it: ablation must show this much.
-ABLATION_MIN_GAIN = 0.05
 
 
 def act_on_verdicts(view: RunView, memory: Memory, policy: Policy) -> list[Decided]:
@@ -44,8 +42,8 @@ def _judge(view: RunView, memory: Memory, measured: MeasureView, seed: SeedView)
     if seed.state not in ("EVALUATING", "FINE_TUNING"):
         return Decided(Act.NONE, f"verdict {measured.round} on {seed.key} is not acted on: the seed is {seed.state}")
     rule = view.scheme.rule
-    if measured.control == "ablation":
-        rule = Rule(min_gain=max(rule.min_gain, ABLATION_MIN_GAIN), min_standard_errors=rule.min_standard_errors)
+    if measured.control == "ablation":  # a host has co-adapted with its graft, so switching it off flatters it
+        rule = replace(rule, min_gain=max(rule.min_gain, view.scheme.ablation_min_gain))
     if measured.paired is None:
         why = f"the verdict on {seed.key} could not be measured: {measured.failure}"
         return Decided(Act.REMOVE_SEED, why, ((Cull(seed.key, True), why),), _removal(view, memory, seed), 0.5, 0.8)

@@ -113,6 +113,7 @@ class Scheme:
     strategy: int = 1  # GraftStrategy's number
     ignore_end_of_run: bool = False
     rule: Rule = field(default_factory=Rule)
+    ablation_min_gain: float = 0.0  # in place of the rule's where that is less and the control is an ablation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

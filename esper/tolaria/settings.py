@@ -30,6 +30,7 @@ class GrowthSettings:
     fine_tune_steps: int = 100  # from the verdict to its repetition
     min_gain: float = 0.01  # least relative gain to keep
     min_standard_errors: float = 1.0  # least gain to keep, in standard errors
+    ablation_min_gain: float = 0.2  # least relative gain to keep where the control is the graft switched off
     embargo_steps: int = 300  # a culled or cancelled seed may not germinate
     decision_every_steps: int = 200  # between decision points
     validate_every_steps: int = 200  # between validations; a multiple of decision_every_steps
@@ -53,8 +54,11 @@ class GrowthSettings:
         ):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"growth setting {name} must be >= 1, got {getattr(self, name)}")
-        if self.min_gain >= 1:
-            raise InvalidConfig(f"growth setting min_gain is a share of the loss and must be < 1, got {self.min_gain}")
+        for name in ("min_gain", "ablation_min_gain"):
+            if getattr(self, name) >= 1:
+                raise InvalidConfig(
+                    f"growth setting {name} is a share of the loss and must be < 1, got {getattr(self, name)}"
+                )
         if self.strategy not in STRATEGIES:
             raise InvalidConfig(
                 f"growth setting strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}"

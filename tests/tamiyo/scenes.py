@@ -100,6 +100,7 @@ def packet(policy: str = "heuristic", **changes: Any) -> state_pb2.SystemStatePa
         "fine_tune_steps": 100,
         "min_gain": 0.01,
         "min_standard_errors": 1.0,
+        "ablation_min_gain": 0.2,
         "decision_every_steps": 200,
         "probe_every_steps": 1500,
     }

@@ -81,7 +81,7 @@ def test_a_verdict_carries_every_number_it_rests_on():
     assert 0.5 < decision.confidence <= 1
 
 
-@pytest.mark.parametrize("gain, kept", [(0.02, False), (0.05, False), (above(0.05), True)])
+@pytest.mark.parametrize("gain, kept", [(0.02, False), (0.2, False), (above(0.2), True)])
 def test_ablation_flatters_the_graft_so_it_must_show_more(gain, kept):
     response = judged(measured(gain), control="ablation")
     assert only(response).verdict.control == training_pb2.CONTROL_ABLATION
@@ -90,8 +90,14 @@ def test_ablation_flatters_the_graft_so_it_must_show_more(gain, kept):
 
 
 def test_a_stricter_rule_holds_for_ablation_too():
-    strict = {"changes": {"settings": {"min_gain": 0.2}}}
-    assert moves(judged(measured(0.1), control="ablation", **strict)) == ["CULLED"]
+    strict = {"changes": {"settings": {"min_gain": 0.4}}}
+    assert moves(judged(measured(0.3), control="ablation", **strict)) == ["CULLED"]
+
+
+def test_what_ablation_must_show_is_a_setting():
+    mild = {"changes": {"settings": {"ablation_min_gain": 0.02}}}
+    assert only(judged(measured(0.05), control="ablation", **mild)).verdict.keep
+    assert only(judged(measured(0.05), control="twin")).verdict.keep  # which needs no more than `min_gain`
 
 
 def test_what_could_not_be_measured_is_not_kept():

@@ -139,7 +139,8 @@ class ToyRun:
         for round_, steps in ((1, 400), (2, 500)):
             gain = 0.1 if self.rng.random() < 0.5 + self.quality / 2 else -0.1
             control = self.rng.choice(["twin", "ablation"])
-            self._later(verdict(measured(gain), seed=str(seed.key), round=round_, control=control), steps)
+            shown = gain if control == "twin" else 3 * gain  # the host has come to lean on its graft
+            self._later(verdict(measured(shown), seed=str(seed.key), round=round_, control=control), steps)
 
     def _advance(self, action) -> None:
         self._move(self._of(action), State(action.to))

@@ -35,6 +35,7 @@ def test_the_known_keys_are_listed():
         ({"ignore_end_of_run": 1}, "growth.ignore_end_of_run must be bool, got 1"),
         ({"policy": 7}, "growth.policy must be str, got 7"),
         ({"min_gain": None}, "growth.min_gain must be float, got None"),
+        ({"ablation_min_gain": 1.0}, "growth setting ablation_min_gain is a share of the loss and must be < 1"),
         ({"min_gain": -0.1}, "growth setting min_gain must be >= 0, got -0.1"),
         ({"nursery_steps": 0}, "growth setting nursery_steps must be >= 1, got 0"),
         ({"decision_every_steps": 0}, "decision_every_steps must be >= 1"),

@@ -306,6 +306,7 @@ class GrowthSettings(google.protobuf.message.Message):
     SNAPSHOT_GAP_STEPS_FIELD_NUMBER: builtins.int
     VALIDATE_EVERY_STEPS_FIELD_NUMBER: builtins.int
     SAMPLE_EVERY_STEPS_FIELD_NUMBER: builtins.int
+    ABLATION_MIN_GAIN_FIELD_NUMBER: builtins.int
     policy: builtins.str
     """Policy: "never", "periodic-random", "largest-on-schedule", "task-prior", "plateau", "heuristic", "bandit"."""
     first_event_step: builtins.int
@@ -352,6 +353,8 @@ class GrowthSettings(google.protobuf.message.Message):
     """Steps between two validations."""
     sample_every_steps: builtins.int
     """Steps between two sampled for telemetry. 0: every decision point's own step is sampled."""
+    ablation_min_gain: builtins.float
+    """Least relative gain to keep where the control is the graft switched off, which flatters it; not under min_gain."""
     def __init__(
         self,
         *,
@@ -378,8 +381,9 @@ class GrowthSettings(google.protobuf.message.Message):
         snapshot_gap_steps: builtins.int = ...,
         validate_every_steps: builtins.int = ...,
         sample_every_steps: builtins.int = ...,
+        ablation_min_gain: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["candidates_per_site", b"candidates_per_site", "decision_every_steps", b"decision_every_steps", "embargo_steps", b"embargo_steps", "event_spacing_steps", b"event_spacing_steps", "fine_tune_steps", b"fine_tune_steps", "first_event_step", b"first_event_step", "halving_step", b"halving_step", "ignore_end_of_run", b"ignore_end_of_run", "keep_candidates", b"keep_candidates", "max_twin_lag_steps", b"max_twin_lag_steps", "measure_every_steps", b"measure_every_steps", "min_gain", b"min_gain", "min_standard_errors", b"min_standard_errors", "nursery_steps", b"nursery_steps", "policy", b"policy", "probe_every_steps", b"probe_every_steps", "ramp_steps", b"ramp_steps", "sample_every_steps", b"sample_every_steps", "snapshot_gap_steps", b"snapshot_gap_steps", "strategy", b"strategy", "validate_every_steps", b"validate_every_steps", "verdict_snapshots", b"verdict_snapshots", "verdict_steps", b"verdict_steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ablation_min_gain", b"ablation_min_gain", "candidates_per_site", b"candidates_per_site", "decision_every_steps", b"decision_every_steps", "embargo_steps", b"embargo_steps", "event_spacing_steps", b"event_spacing_steps", "fine_tune_steps", b"fine_tune_steps", "first_event_step", b"first_event_step", "halving_step", b"halving_step", "ignore_end_of_run", b"ignore_end_of_run", "keep_candidates", b"keep_candidates", "max_twin_lag_steps", b"max_twin_lag_steps", "measure_every_steps", b"measure_every_steps", "min_gain", b"min_gain", "min_standard_errors", b"min_standard_errors", "nursery_steps", b"nursery_steps", "policy", b"policy", "probe_every_steps", b"probe_every_steps", "ramp_steps", b"ramp_steps", "sample_every_steps", b"sample_every_steps", "snapshot_gap_steps", b"snapshot_gap_steps", "strategy", b"strategy", "validate_every_steps", b"validate_every_steps", "verdict_snapshots", b"verdict_snapshots", "verdict_steps", b"verdict_steps"]) -> None: ...
 
 global___GrowthSettings = GrowthSettings
 
