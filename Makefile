@@ -62,7 +62,7 @@ $(SETUP): $(VENV)/bin/python pyproject.toml setup.py requirements/lock.txt requi
 	touch $@
 
 $(DEV): $(SETUP)
-	$(PIP) --no-build-isolation -e .[dev,gnn,triton]
+	$(PIP) --no-build-isolation -e .[dev,gnn,lightning,transformers,triton]
 	touch $@
 
 $(PROTO): requirements/proto.txt

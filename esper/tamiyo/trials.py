@@ -97,9 +97,12 @@ def _useful(view: RunView, curve: CurveView) -> tuple[bool, str]:
     if curve.failure or not curve.points:
         return False, curve.failure or "it was never read"
     kept, why = judge(curve.points[-1][1], view.scheme.rule)
+    mean = gain_of(curve)
+    if kept and mean <= 0:
+        why += f", but {mean:+.2%} in the mean of its last two readings"
     step = curve.points[-1][0]
     note = " (stopped at the halving)" if curve.stopped_early else ""
-    return kept and gain_of(curve) > 0, f"after {step} nursery steps{note}, {why}"
+    return kept and mean > 0, f"after {step} nursery steps{note}, {why}"
 
 
 def _no_insertion(

@@ -29,6 +29,12 @@ def fates(response):
     return found
 
 
+def test_a_last_reading_that_the_one_before_outweighs_is_no_gain_and_the_reason_says_so():
+    response = tried({FC1: [-0.3, 0.1]})
+    assert fates(response) == [("fc1", 0, "cull")]
+    assert ", but -10.00% in the mean of its last two readings" in only(response).candidates[0].reason
+
+
 def test_the_best_gain_is_inserted_last_and_the_others_are_given_up():
     response = tried({FC1: [0.0, 0.05], FC1B: [0.0, 0.2], FC2: [0.0, 0.1], FC2B: [0.0, -0.1]})
     assert fates(response) == [
