@@ -138,6 +138,17 @@ def close_session(session: Session) -> None:
 @contextlib.contextmanager
 def attached(services: Runtime, run_id: str, growth: dict[str, Any], total_steps: int = 10**6) -> Iterator[Attached]:
     """Train as `esper demo` does, but for the loop, which the caller writes."""
+    run = attach_digits(services, run_id, growth, total_steps)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def attach_digits(
+    services: Runtime, run_id: str, growth: dict[str, Any], total_steps: int = 10**6, *, resume: bool = False
+) -> Attached:
+    """As `attached`, to be closed by the caller."""
     spec = TrainSpec(task=DIGITS, run_id=run_id, directory=str(services.folder / run_id), growth=growth)
     task, parts, handle = build(spec)
     session = attach(
@@ -151,9 +162,6 @@ def attached(services: Runtime, run_id: str, growth: dict[str, Any], total_steps
         directory=spec.directory,
         total_steps=total_steps,
         growth=growth,
+        resume=resume,
     )
-    run = Attached(task, parts, handle, session)
-    try:
-        yield run
-    finally:
-        run.close()
+    return Attached(task, parts, handle, session)

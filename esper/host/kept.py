@@ -1,4 +1,4 @@
-"""Run a model and leave no trace: generators and buffers come back as they were."""
+"""Run a model and leave no trace: generators, buffers and modes come back as they were."""
 
 import contextlib
 import random
@@ -38,3 +38,14 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
             for owner, name, buffer, value in kept:
                 buffer.copy_(value)
                 owner._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` may be put in train or eval; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -60,6 +60,7 @@ def select(model: nn.Module, targets: Target | Iterable[Target] | None) -> list[
     Raises WrapRefused where nothing matches, listing what could have been named.
     """
     _refuse_replicas(model)
+    refuse_sharded(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise WrapRefused("the model is a ScriptModule, whose forwards cannot be swapped; wrap the eager model")
     wanted = _as_list(targets)
@@ -89,6 +90,18 @@ def _matches(target: Target, name: str, module: nn.Module) -> bool:
     if isinstance(target, type):
         return isinstance(module, target)
     return bool(target(name, module))
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise WrapRefused for a model whose parameters are spread over ranks: FSDP's, or a tensor-parallel one."""
+    for name, module in model.named_modules():
+        bases = {base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.distributed.fsdp")}
+        spread = any(type(p).__name__ == "DTensor" for p in module.parameters(recurse=False))
+        if spread or bases & {"FSDPModule", "FullyShardedDataParallel"}:
+            raise WrapRefused(
+                f"{name or 'the model'} is sharded over ranks (fully_shard, FSDP or tensor parallelism), and a seed "
+                "cannot be grafted into shards; train with DistributedDataParallel instead (docs/fsdp2.md)"
+            )
 
 
 def _refuse_replicas(model: nn.Module) -> None:

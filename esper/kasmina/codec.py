@@ -100,6 +100,7 @@ def read_graft(msg: seed_pb2.Graft) -> GraftSpec:
         inserted_step=msg.inserted_step,
         alpha=msg.alpha,
         blueprint_id=msg.blueprint_id,
+        frozen=msg.frozen,
     )
 
 
@@ -114,6 +115,7 @@ def write_graft(spec: GraftSpec, run_id: str) -> seed_pb2.Graft:
         folded=spec.folded,
         inserted_step=spec.inserted_step,
         alpha=spec.alpha,
+        frozen=spec.frozen,
     )
 
 
@@ -137,6 +139,8 @@ def write_seed(seed: Seed, run_id: str) -> telemetry_pb2.SeedStatus:
         reason=seed.reason,
         folded=seed.folded,
         ramp_steps=seed.ramp_steps,
+        frozen=seed.frozen,
+        held=seed.held,
     )
 
 
@@ -161,6 +165,8 @@ def read_seed(msg: telemetry_pb2.SeedStatus) -> Seed:
         embargo_until_step=msg.embargo_until_step,
         errors=msg.errors,
         folded=msg.folded,
+        frozen=msg.frozen,
+        held=msg.held,
         reason=msg.reason,
     )
 

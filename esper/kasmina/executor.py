@@ -292,8 +292,9 @@ class Executor:
         for seed_id, graft in self.grafts.items():
             graft.alpha = self.table.alpha_view(self.table[seed_id])
             if not graft.settled:
-                form = self.kernels[self.table[seed_id].artifact_id].form
-                graft.use_form(form if self.use_compiled_forms else None)
+                seed = self.table[seed_id]  # after its first fault it goes without the compiled form
+                compiled = self.use_compiled_forms and not seed.errors
+                graft.use_form(self.kernels[seed.artifact_id].form if compiled else None)
         update_fused_paths(self.model, self.sites.values())
 
     def follow_device(self) -> None:

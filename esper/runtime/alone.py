@@ -18,7 +18,7 @@ import torch
 from esper.api.nissa.v1 import observability_pb2
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.nissa.sink import RunSink
-from esper.runtime.attach import Plan, hello_of, make_run, open_session
+from esper.runtime.attach import Plan, hello_of, make_run, open_session, warning
 from esper.runtime.components import Components
 from esper.runtime.controls import control_jobs, count_ends, summarise
 from esper.runtime.home import Home
@@ -58,9 +58,12 @@ def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
         components = stack.enter_context(Components(home))
         components.make_kernels(site.interface for site in hello.sites)
         recording = stack.enter_context(Recording(plan.directory, live))
-        store = CheckpointStore(plan.directory / "checkpoints")
+        passed_over: list[str] = []
+        store = CheckpointStore(plan.directory / "checkpoints", warn=passed_over.append)
         checkpoint = store.latest() if spec.resume else None
         recording.sink.request(trainer_pb2.AttachRequest(hello=hello))
+        for text in passed_over:
+            recording.sink.request(warning(text))
         run = make_run(handle, parts, plan, components.line(recording.sink, store))
         run_session(spec, task, parts, open_session(handle, run, checkpoint), lambda: False)
         _conclude(plan, components, recording, controls)

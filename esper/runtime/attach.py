@@ -2,8 +2,10 @@
 
 import asyncio
 import atexit
+import functools
 import secrets
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from esper.api.tolaria.v1 import trainer_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.artifact.bundle import Artifact
 from esper.errors import InvalidConfig
-from esper.host.sites import Site
+from esper.host.sites import Site, refuse_sharded
 from esper.host.surgery import refuse_unfit
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.handle import ModelHandle
@@ -25,7 +27,7 @@ from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import KernelLoader
 from esper.kasmina.regrow import device_of
 from esper.runtime.clients import LibraryClient
-from esper.runtime.courier import START_S, Courier, LoadKernel
+from esper.runtime.courier import MAX_NOTE, START_S, Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
 from esper.runtime.launch import Child, find_or_start_runtime
 from esper.runtime.loads import load_over
@@ -38,6 +40,7 @@ from esper.tolaria.ranks import Ranks, open_ranks
 from esper.tolaria.run import Run
 from esper.tolaria.session import Session
 from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, write_budget, write_growth
+from esper.tolaria.shadow import EVERY_STEPS, ShadowNursery, refuse_ranks
 from esper.tolaria.spool import Spool
 from esper.tolaria.step import Parts, step_flops
 from esper.tolaria.task import Task, check_task, load_task
@@ -57,6 +60,11 @@ class Plan:
     total_steps: int
     seed: int
     deterministic: bool
+    shadow_every_steps: int = EVERY_STEPS  # candidates train on one in so many, where no worker can make the task
+
+    def __post_init__(self) -> None:
+        if self.shadow_every_steps < 1:
+            raise InvalidConfig(f"shadow_every_steps must be >= 1, got {self.shadow_every_steps}")
 
 
 def attach(
@@ -75,11 +83,14 @@ def attach(
     budget: Mapping[str, Any] | None = None,
     deterministic: bool = False,
     resume: bool = False,
+    shadow_every_steps: int = EVERY_STEPS,
 ) -> Session:
     """Tie a wrapped model and its optimiser to a runtime and return the session of the run.
 
     `task`: "module:callable" that makes the same model, loss, optimiser and data elsewhere;
-    without it nothing can be tried, so nothing grows. `runtime`: the folder of a running
+    without it nothing can be tried, so nothing grows. A task that no worker can import, such as an
+    esper.Task of a notebook's, is tried inside the session's calls, on every `shadow_every_steps`-th step
+    (docs/notebook.md); a warning says so. `runtime`: the folder of a running
     runtime (`esper up --home`); None: that of ".esper", started for as long as this process
     lives where none runs. `growth` and `budget`: settings by name.
     `resume`: go on from the newest checkpoint of `run_id`.
@@ -91,6 +102,7 @@ def attach(
     work, InvalidRequest for an optimiser that newborn parameters do not fit, Conflict where
     the run is attached already.
     """
+    refuse_sharded(handle.model)  # it may have been sharded since it was wrapped
     known = _task(task)
     _prove(handle, known)
     if known is not None:  # without a task nothing grows
@@ -99,6 +111,7 @@ def attach(
     ranks = open_ranks(device_of(handle.model))
     if ranks is not None:
         run_id = ranks.share(run_id.encode).decode()
+        refuse_ranks(known)
     folder = Path(directory or Path("runs") / run_id).absolute()
     plan = Plan(
         run_id=run_id,
@@ -109,11 +122,15 @@ def attach(
         total_steps=total_steps,
         seed=seed,
         deterministic=deterministic,
+        shadow_every_steps=shadow_every_steps,
     )
     parts = Parts(handle.model, optimizer, scheduler, scaler)
     tie = tie_of(ranks, lambda: _tie(handle, plan, runtime, resume))
     handle.kernels = tie.library
     session = open_session(handle, _tied_run(handle, parts, plan, tie, ranks), tie.checkpoint)
+    if session.run.shadow is not None:
+        warnings.warn(session.run.shadow.notice, stacklevel=2)
+        session.run.post_note("warning", session.run.shadow.notice)
     if tie.child is not None:
         atexit.register(_stop, tie.child, session)
     return session
@@ -130,7 +147,8 @@ def _tied_run(handle: ModelHandle, parts: Parts, plan: Plan, tie: Tie, ranks: Ra
 def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume: bool) -> Tie:
     """The open line to a runtime, and the checkpoint to go on from."""
     folder = plan.directory
-    checkpoint = CheckpointStore(folder / "checkpoints").latest() if resume else None
+    passed_over: list[str] = []
+    checkpoint = CheckpointStore(folder / "checkpoints", warn=passed_over.append).latest() if resume else None
     hello = hello_of(handle, plan)
     if checkpoint is not None:
         hello.resumed = True
@@ -139,6 +157,8 @@ def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume:
     contact, child = _contact(runtime)  # what can be wrong with the arguments is known by now
     courier, loader = _connect(contact, hello)
     assert courier.welcome is not None
+    for text in passed_over:
+        courier.post(functools.partial(warning, text))
     return Tie(
         line=courier,
         loader=loader,
@@ -148,6 +168,11 @@ def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume:
         checkpoint=checkpoint,
         child=child,
     )
+
+
+def warning(text: str) -> trainer_pb2.AttachRequest:
+    """A note for people, of what was found before the run has a session to say it."""
+    return trainer_pb2.AttachRequest(note=trainer_pb2.Note(level="warning", source="tolaria", text=text[:MAX_NOTE]))
 
 
 def _contact(runtime: str | Contact | None) -> tuple[Contact, Child | None]:
@@ -201,7 +226,7 @@ def make_run(handle: ModelHandle, parts: Parts, plan: Plan, line: Line) -> Run:
     handle.executor.run_seed = plan.seed
     handle.executor.embargo_steps = plan.settings.embargo_steps
     handle.executor.use_compiled_forms = not plan.deterministic
-    return Run(
+    run = Run(
         run_id=plan.run_id,
         directory=plan.directory,
         parts=parts,
@@ -217,6 +242,9 @@ def make_run(handle: ModelHandle, parts: Parts, plan: Plan, line: Line) -> Run:
         host_step_flops=flops,
         batch_rows=rows,
     )
+    if plan.task is not None and plan.task.reference is None:
+        run.shadow = ShadowNursery(run, plan.task, plan.shadow_every_steps)
+    return run
 
 
 def open_session(
@@ -237,11 +265,8 @@ def _task(task: str | Task | None) -> Task | None:
     known = load_task(task, None, (str(Path.cwd()),)) if isinstance(task, str) else task
     if known is None:
         return None
-    if known.reference is None:
-        raise InvalidConfig(
-            f"task {known.name!r} was not made by an importable factory, so workers cannot make it; "
-            "pass task='module:callable'"
-        )
+    if known.reference is not None and known.reference.factory.partition(":")[0] == "__main__":
+        known = replace(known, reference=None)  # in a worker that is another module
     check_task(known)
     return known
 

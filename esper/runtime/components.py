@@ -7,7 +7,6 @@ evaluator that shares a process with its candidate could not be believed.
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -78,7 +77,9 @@ class Components:
 
         def heard(request: trainer_pb2.AttachRequest) -> None:
             if request.HasField("checkpoint"):
-                checkpoints.write(request.checkpoint.manifest, Path(request.checkpoint.manifest.tensors.path))
+                note = checkpoints.write_spooled(request.checkpoint.manifest)
+                if note is not None:
+                    sink.request(trainer_pb2.AttachRequest(note=note))
             else:
                 sink.request(request)
 

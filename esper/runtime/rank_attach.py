@@ -27,6 +27,7 @@ from esper.tolaria.journal import NAME
 from esper.tolaria.line import Line
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.run import Run
+from esper.tolaria.tensor_files import joined, split
 
 _WELCOME, _MANIFEST, _TENSORS, _JOURNAL = "welcome", "manifest", "tensors", "journal"
 
@@ -72,10 +73,9 @@ def join(ranks: Ranks) -> Tie:
     welcome = trainer_pb2.Welcome.FromString(parts[_WELCOME])
     checkpoint = None
     if _MANIFEST in parts:
-        tensors = folder / "checkpoint.safetensors"
-        tensors.write_bytes(parts[_TENSORS])
         (folder / NAME).write_bytes(parts[_JOURNAL])
-        checkpoint = json_format.Parse(parts[_MANIFEST], trainer_pb2.CheckpointManifest()), tensors
+        manifest = json_format.Parse(parts[_MANIFEST], trainer_pb2.CheckpointManifest())
+        checkpoint = manifest, split(manifest, parts[_TENSORS], folder / "checkpoint.safetensors")
     loader = KernelLoader(KernelCache(folder / "kernels", roots_of(welcome), not_at_hand))
     return Tie(
         line=RankLine(ranks, None, LoaderKernels(loader)),
@@ -132,6 +132,6 @@ def _write_start(tie: Tie) -> bytes:
         manifest, tensors = tie.checkpoint
         journal = tie.directory / NAME
         parts[_MANIFEST] = json_format.MessageToJson(manifest).encode()
-        parts[_TENSORS] = tensors.read_bytes()
+        parts[_TENSORS] = joined(manifest, tensors)
         parts[_JOURNAL] = journal.read_bytes() if journal.exists() else b""
     return frame.pack(parts)

@@ -85,11 +85,9 @@ class Adaptations:
     def _submit_trial(self, event: Event, ready: list[SeedId]) -> str:
         """Returns the job's id; "" where there is no room for it yet."""
         run, settings = self.run, self.run.settings
-        task = run.task_message()
-        snapshot = run.save_if_room(f"trial-{event.event_id}", model_only=False, without="its trial waits")
-        if snapshot is None:
+        point = self._trial_point(event)
+        if point is None:
             return ""
-        point = nursery_pb2.RunPoint(task=task, snapshot=snapshot, grafts=run.graft_messages())
         keep = settings.keep_candidates or (len(ready) + 1) // 2
         trial = nursery_pb2.Trial(
             point=point,
@@ -101,7 +99,19 @@ class Adaptations:
             keep_candidates=keep if settings.halving_step else 0,
             random_seed=run.seed,
         )
-        return run.submit(nursery_pb2.Job(trial=trial), run.step + event.nursery_steps, [Path(point.snapshot.path)])
+        files = [Path(point.snapshot.path)] if point.HasField("snapshot") else []
+        return run.submit(nursery_pb2.Job(trial=trial), run.step + event.nursery_steps, files)
+
+    def _trial_point(self, event: Event) -> nursery_pb2.RunPoint | None:
+        """The host as a worker needs it; None where there is no room. Beside the live host nothing is needed."""
+        run = self.run
+        if run.shadow is not None:
+            return nursery_pb2.RunPoint()
+        task = run.task_message()
+        snapshot = run.save_if_room(f"trial-{event.event_id}", model_only=False, without="its trial waits")
+        if snapshot is None:
+            return None
+        return nursery_pb2.RunPoint(task=task, snapshot=snapshot, grafts=run.graft_messages())
 
     def _assignment(self, seed_id: SeedId) -> Assignment:
         seed = self.run.executor.table[seed_id]
@@ -110,7 +120,7 @@ class Adaptations:
     # Twins and verdicts
 
     def inserted(self, seed: SeedId, point: nursery_pb2.RunPoint) -> None:
-        """A graft was inserted into the host that `point` holds: its twin goes on from there."""
+        """A graft was inserted into the host that `point` holds: its twin goes on from there, where one can be run."""
         run, settings = self.run, self.run.settings
         first = run.step + settings.verdict_steps
         second = first + settings.fine_tune_steps
@@ -122,9 +132,10 @@ class Adaptations:
         every = settings.decision_every_steps
         decisions = range(first // every * every, last + every, every)
         saves = sorted({*(s for r in rounds for s in r.steps), *(s for s in decisions if s >= first)})
-        twin = nursery_pb2.Twin(point=point, save_steps=saves)
-        job_id = run.submit(nursery_pb2.Job(twin=twin), second, [Path(point.snapshot.path)])
-        run.spool.hold(Path(point.snapshot.path))
+        job_id = ""
+        if run.shadow is None:
+            twin = nursery_pb2.Twin(point=point, save_steps=saves)
+            job_id = run.submit(nursery_pb2.Job(twin=twin), second, [run.spool.hold(Path(point.snapshot.path))])
         self.grafts[seed] = Adaptation(seed, run.step, rounds, job_id, list(point.grafts), point.snapshot)
 
     def point_before(self, seed: SeedId) -> nursery_pb2.RunPoint:

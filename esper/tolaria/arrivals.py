@@ -44,16 +44,22 @@ class Arrivals:
         self.stalls = 0
 
     def apply(self, phase: int) -> None:
-        """Let everything that has arrived take effect: before (0) or after (1) the controller was asked."""
+        """Let everything that has arrived take effect: before (0) or after (1) the controller was asked.
+
+        Where a replay ends here, its run may have died before all that was due had acted; the rest acts now.
+        """
         if self.journal.replaying:
             for entry in self.journal.due(self.run.step, phase):
                 self._apply(read_entry(entry, self._load_again), phase)
-        elif not self.run.muted:
-            self._collect()
-            arrived, self.waiting = self.due.take(self.waiting)
-            for item in arrived:
-                self._apply(item, phase)
-        self.end_replay()
+            self.end_replay()
+            if self.run.muted or not self.run.deterministic:
+                return
+            if phase == 0:
+                self.wait_for_due()
+        self._collect()
+        arrived, self.waiting = self.due.take(self.waiting, phase)
+        for item in arrived:
+            self._apply(item, phase)
 
     def end_replay(self) -> None:
         """Go on live once the journal has no more to say."""
@@ -112,6 +118,8 @@ class Arrivals:
 
     def _collect(self) -> None:
         self.waiting.extend(self.run.line.collect())
+        if self.run.shadow is not None:
+            self.waiting.extend(self.run.shadow.collect())
         refused, self.run.refused = self.run.refused, []
         self.waiting.extend(refused)
 

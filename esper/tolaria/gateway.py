@@ -14,7 +14,7 @@ from typing import Protocol
 
 from esper.api.kasmina.v1 import nursery_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
-from esper.errors import Conflict, EsperError, InvalidRequest, NotFound
+from esper.errors import Conflict, InvalidRequest, NotFound
 from esper.tolaria.checkpoint import CheckpointStore
 
 
@@ -160,10 +160,8 @@ class Gateway:
     async def _checkpoint(self, desk: RunDesk, request: trainer_pb2.CheckpointRequest) -> None:
         """Copy the tensors to the run's directory, away from the event loop."""
         store = CheckpointStore(Path(desk.run.directory) / "checkpoints")
-        try:
-            await asyncio.to_thread(store.write, request.manifest, Path(request.manifest.tensors.path))
-        except (EsperError, OSError) as error:
-            note = trainer_pb2.Note(level="error", source="tolaria", text=f"checkpoint not written: {error}")
+        note = await asyncio.to_thread(store.write_spooled, request.manifest)
+        if note is not None:
             key = f"{desk.hello.session}-checkpoint-{request.manifest.step}"
             await self.outside.tell(desk.run.run_id, key, trainer_pb2.AttachRequest(note=note))
 

@@ -49,11 +49,20 @@ class Journal:
             ) from error
 
     def start_replay(self, after_position: int) -> None:
-        """Hand out again what was journaled after `after_position`. A torn last line is cut off: it never acted."""
+        """Hand out again what was journaled after `after_position`. A torn last line is cut off: it never acted.
+
+        Raises Corrupt where one of the entries is missing.
+        """
         self._foreign = False
         _cut_torn_line(self.path)
         self.position = after_position
         self._replay = deque(entry for entry in read_journal(self.path) if entry.position > after_position)
+        for expected, entry in enumerate(self._replay, after_position + 1):
+            if entry.position != expected:
+                raise Corrupt(
+                    f"{self.path} goes from entry {expected - 1} to entry {entry.position}, and without what was "
+                    "between the run would take another course; restore the file, or start the run anew"
+                )
         self._written = self._replay[-1].position if self._replay else after_position
 
     @property
@@ -63,11 +72,11 @@ class Journal:
     def due(self, step: int, phase: int) -> list[trainer_pb2.JournalEntry]:
         """Entries of the replay that took effect in this part of this decision point, or before, in order.
 
-        None from beyond a rollback.
+        None from beyond a rollback, nor from a second decision point at this step, as there are at a run's end.
         """
-        taken = []
-        while self._replay and (self._replay[0].step, self._replay[0].phase) <= (step, phase):
-            if self._replay[0].HasField("rollback"):
+        taken: list[trainer_pb2.JournalEntry] = []
+        while self._replay and _place(self._replay[0]) <= (step, phase):
+            if self._replay[0].HasField("rollback") or (taken and _place(self._replay[0]) < _place(taken[-1])):
                 break
             taken.append(self._replay.popleft())
         return taken
@@ -112,6 +121,10 @@ def undone(path: Path, position: int, step: int) -> bool:
     """Whether the run went back to before `step` after the entry at `position`."""
     entries = (entry for entry in read_journal(path) if entry.position > position)
     return any(entry.HasField("rollback") and entry.rollback.restored_step < step for entry in entries)
+
+
+def _place(entry: trainer_pb2.JournalEntry) -> tuple[int, int]:
+    return entry.step, entry.phase
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -39,9 +39,18 @@ class Progress:
             self._remember(ready)
         return ready
 
-    def forget_late(self) -> None:
-        """After a rollback: the loss that is still late belongs to steps that were undone."""
-        self._late = None
+    @property
+    def late(self) -> float | None:
+        """The last step's loss, which is not counted yet. Waits for the device."""
+        return None if self._late is None else float(self._late)
+
+    def resume(self, mean: float, late: float | None) -> None:
+        """Begin again with what a checkpoint has."""
+        self.mean, self._late = mean, late
+
+    def go_back(self, mean: float) -> None:
+        """After a rollback, to a state whose mean loss was `mean`: the later losses are of steps that were undone."""
+        self.mean, self._late = mean, None
 
     def took(self, step_ns: int, inside_ns: int) -> None:
         """One step's time outside and inside Esper."""

@@ -26,7 +26,28 @@ from esper.tolaria.step import Parts, autocast, backward, build_parts, update
 from esper.tolaria.task import Batch, Task, load_task
 
 
-class Replay:
+class OnTask:
+    """What any model of a task is trained and measured on: the task's forward, loss, score and held-out data."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.clip_norm = task.clip_norm
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        with autocast(self.task, model):
+            return self.task.forward(model, batch)
+
+    def losses(self, outputs: Any, batch: Batch) -> Tensor:
+        return self.task.loss(outputs, batch)
+
+    def scores(self, outputs: Any, batch: Batch) -> Tensor | None:
+        return None if self.task.score is None else self.task.score(outputs, batch)
+
+    def held_out(self, slices: Iterable[str]) -> list[Batch]:
+        return self.task.examples(slices)
+
+
+class Replay(OnTask):
     """The host of a run at a snapshot, ready to go on."""
 
     def __init__(
@@ -37,10 +58,10 @@ class Replay:
         kernels: Mapping[str, Kernel] | None = None,
         *,
         site_names: Iterable[str] = (),
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.task = task
-        self.parts: Parts = build_parts(task)
-        self.clip_norm = task.clip_norm
+        super().__init__(task)
+        self.parts: Parts = build_parts(task, device=device)
         names = {spec.seed.site for spec in specs} | set(site_names)
         self._sites = find_sites(task, self.parts.model, names)
         self.grafts = regrow(self.parts.model, self._sites, specs, kernels or {}, self.parts.optimizer)
@@ -62,19 +83,6 @@ class Replay:
 
     def batches(self, step: int) -> list[Batch]:
         return self.task.micro_batches(step)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        with autocast(self.task, model):
-            return self.task.forward(model, batch)
-
-    def losses(self, outputs: Any, batch: Batch) -> Tensor:
-        return self.task.loss(outputs, batch)
-
-    def scores(self, outputs: Any, batch: Batch) -> Tensor | None:
-        return None if self.task.score is None else self.task.score(outputs, batch)
-
-    def held_out(self, slices: Iterable[str]) -> list[Batch]:
-        return self.task.examples(slices)
 
     def gradients(self) -> Tensor:
         self.parts.model.train()

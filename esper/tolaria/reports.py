@@ -24,14 +24,11 @@ class Reports:
         self.health: dict[str, telemetry_pb2.HealthSignal] = {}
 
     def sample(self) -> None:
-        """After a step: hand over what a sampled step showed, and arm the next one."""
+        """After a step: hand over what it showed, if it was a sampled one."""
         sampler, run = self.sampler, self.run
-        if sampler is None:
-            return
-        if sampler.armed:
+        if sampler is not None and sampler.armed:
             active = Counter(seed.id.site for seed in run.executor.table.in_states(LIVE))
             run.post(functools.partial(self._reduce, sampler.disarm(), run.step, active))
-        self.arm_if_due()
 
     def arm_if_due(self) -> None:
         """Watch the next step if it is one to be sampled."""

@@ -1,7 +1,7 @@
 """Points a run can go back to, and going back: model, optimiser, scheduler, generators, seeds, clock together."""
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from esper.api.tolaria.v1 import state_pb2
@@ -60,10 +60,19 @@ class RollbackPoints:
         for seed in [s for s in self.before if run.executor.table[s].state not in LIVE]:
             del self.before[seed]
 
-    def resume(self, run: Run, window: LossWindow, taken_step: int) -> None:
-        """Begin again with the run as it is; later points are taken when the run that is resumed took them."""
-        self._points.clear()
-        self.take(run, window)
+    @property
+    def latest(self) -> list[Point]:
+        """All but those from before grafts, oldest first."""
+        return list(self._points)
+
+    def resume(self, run: Run, window: LossWindow, points: Sequence[Point], taken_step: int) -> None:
+        """Begin again with the points that a checkpoint has; with the run as it is, where it has none.
+
+        Later points are taken when the run that is resumed took them.
+        """
+        self._points = list(points)
+        if not points:
+            self.take(run, window)
         self.taken_step = taken_step
 
     def take_before(self, run: Run, window: LossWindow, seed: SeedId) -> None:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esper.api.common.v1 import seed_pb2, training_pb2
 from esper.api.kasmina.v1 import nursery_pb2
@@ -23,6 +24,9 @@ from esper.tolaria.snapshot import Snapshot, capture, load
 from esper.tolaria.spool import Spool
 from esper.tolaria.step import Parts
 from esper.tolaria.task import Task
+
+if TYPE_CHECKING:
+    from esper.tolaria.shadow import ShadowNursery
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class Run:
     budget: Budget
     task: Task | None
     cache: KernelCache | None = None  # where kernels of this process lie ready
+    shadow: "ShadowNursery | None" = None  # does this run's nursery jobs here; None: they go out on the line
     ranks: Ranks | None = None  # that train this model together; None: this process alone
     total_steps: int = 0
     seed: int = 0
@@ -72,7 +77,12 @@ class Run:
     _copies: dict[int, Snapshot] | None = None  # made at this decision point, by the seeds' moves before
 
     def task_message(self) -> training_pb2.TaskReference:
-        """How a worker makes the task. Raises PreconditionFailed where nothing importable was given."""
+        """How a worker makes the task; empty where no worker is asked.
+
+        Raises PreconditionFailed where one is, and nothing importable was given.
+        """
+        if self.shadow is not None:
+            return training_pb2.TaskReference()
         if self.task is None or self.task.reference is None:
             raise PreconditionFailed(
                 "the nursery needs an importable task to make this model elsewhere; "
@@ -100,9 +110,12 @@ class Run:
 
     def save(self, name: str, *, model_only: bool) -> training_pb2.SnapshotReference:
         """Copy the run's state now. The file is written off the training thread, before any message posted later."""
-        snapshot = self.capture(model_only=model_only)
+        return self.write(self.capture(model_only=model_only), name)
+
+    def write(self, snapshot: Snapshot, name: str) -> training_pb2.SnapshotReference:
+        """As `save`, of a state that is captured already. Raises Exhausted."""
         self.files += 1
-        return self.spool_snapshot(snapshot, f"{name}-{self.step}-{self.files}.safetensors")
+        return self.spool_snapshot(snapshot, f"{name}-{snapshot.step}-{self.files}.safetensors")
 
     def save_if_room(self, name: str, *, model_only: bool, without: str) -> training_pb2.SnapshotReference | None:
         """As `save`; where the nursery is so far behind that the spool is full, training goes on `without`."""
@@ -196,12 +209,19 @@ class Run:
         self.post(lambda: trainer_pb2.AttachRequest(note=trainer_pb2.Note(level=level, source="tolaria", text=text)))
 
     def _send(self, job: nursery_pb2.Job) -> None:
+        if self.shadow is not None:
+            if not self.muted:
+                self.shadow.submit(job)
+            return
         self.post(lambda: trainer_pb2.AttachRequest(job=job))
 
     def cancel(self, job_id: str) -> None:
         """An answer is not wanted any more; one that is on its way will be dropped."""
         self.settle(job_id)
-        self.post(lambda: trainer_pb2.AttachRequest(cancelled_job=job_id))
+        if self.shadow is not None:
+            self.shadow.cancel(job_id)
+        else:
+            self.post(lambda: trainer_pb2.AttachRequest(cancelled_job=job_id))
 
     def settle(self, job_id: str) -> None:
         """The job's answer is here: its files may go."""

@@ -1,5 +1,6 @@
 """gRPC shell of the training orchestrator: read, call the gateway, write."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import grpc
 from esper.api.common.v1 import resource_pb2
 from esper.api.tolaria.v1 import trainer_pb2 as pb
 from esper.api.tolaria.v1 import trainer_pb2_grpc as pb_grpc
-from esper.errors import Corrupt
+from esper.errors import Corrupt, PreconditionFailed
 from esper.rpc import paging
 from esper.tolaria.checkpoint import CheckpointStore, read_checkpoint
 from esper.tolaria.gateway import Gateway
@@ -40,7 +41,8 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
         desk = self.gateway.desk(request.run_id)
-        found = list_checkpoints(Path(desk.run.directory) / "checkpoints")
+        # every byte of them is read, which takes seconds where they are large
+        found = await asyncio.to_thread(list_checkpoints, Path(desk.run.directory) / "checkpoints")
         return pb.ListCheckpointsResponse(header=self._header(), checkpoints=found)
 
     def _header(self) -> resource_pb2.ReplyHeader:
@@ -48,11 +50,11 @@ class TrainerServicer(pb_grpc.TrainerServiceServicer):
 
 
 def list_checkpoints(folder: Path) -> list[pb.CheckpointManifest]:
-    """Sound checkpoints, newest first; damaged ones are left out."""
+    """Sound checkpoints, newest first; damaged ones and those of another version are left out."""
     found = []
     for path in CheckpointStore(folder).folders():
         try:
             found.append(read_checkpoint(path))
-        except Corrupt:
+        except (Corrupt, PreconditionFailed):
             continue
     return found

@@ -29,6 +29,7 @@ from esper.kasmina.table import Seed
 from esper.kasmina.telemetry import Sampler
 from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.arrivals import Arrivals
+from esper.tolaria.aside import Aside
 from esper.tolaria.batches import check_batch, is_checked, shard
 from esper.tolaria.commands import Commands
 from esper.tolaria.ending import end_run
@@ -42,8 +43,9 @@ from esper.tolaria.rollback import RollbackPoints, describe, roll_back
 from esper.tolaria.run import Run
 from esper.tolaria.snapshot import load, restore
 from esper.tolaria.spool import delete
-from esper.tolaria.state import restore_state, seeds_of, specs_of, write_manifest
+from esper.tolaria.state import check_topology, restore_state, seeds_of, specs_of, write_manifest
 from esper.tolaria.task import Batch
+from esper.tolaria.tensor_files import files_of
 
 
 class Session:
@@ -62,10 +64,11 @@ class Session:
         self.returned_step = 0  # of the state that `finish` put the model to; 0: the last one
         self.ended = False
         self._checkpoint_step = run.step
-        self._validated: tuple[int, tuple[str, ...]] = (0, ())  # step and grafts of the last validation asked for
+        self.validated: tuple[int, tuple[str, ...]] = (0, ())  # step and grafts of the last validation asked for
         self._moved: list[Transition] = []  # by rollbacks since the last decision point
         self.governor = governor or Governor()
         self.points = RollbackPoints(self.governor.options)
+        self.aside = Aside(self)
         self.progress = Progress()
         self.validations = Validations()
         self.adaptations = Adaptations(run)
@@ -96,17 +99,21 @@ class Session:
         """
         began_ns = time.perf_counter_ns()
         run = self.run
-        if run.task is not None and is_checked(run.step):
+        if run.task is not None and run.shadow is None and is_checked(run.step):
             check_batch(run.task, run.step, batch, self._rank, self._world)
         run.step += 1
         run.train_flops += run.step_flops
         late = self.progress.put(loss if self.replicas is None else self.replicas.vote(loss))
         rollback = None
-        if reason := self._why_lost(late):
-            rollback = self._roll_back(reason)
+        reason, suspects = self._why_lost(late)
+        if reason:
+            rollback = self._roll_back(reason, suspects)
         elif run.executor.grafts:
             self._step_grafts()
         self.reports.sample()
+        if run.shadow is not None and rollback is None:
+            run.shadow.step(batch)
+        self.reports.arm_if_due()
         ended_ns = time.perf_counter_ns()
         self.progress.took(began_ns - self._ended_ns, ended_ns - began_ns)
         self._ended_ns = ended_ns
@@ -147,10 +154,9 @@ class Session:
         self.arrivals.apply(phase=0)
         self._advance()
         self._validate(final)
-        self._send_state(final)
+        packet = self._send_state(final)
         if run.deterministic:
-            self.arrivals.wait_for_reply()
-            self.arrivals.apply(phase=1)
+            self._take_reply(packet)
             self._advance()
         self.points.take(run, self.governor.window)
         moved, self._moved = self._moved + self.reports.transitions(), []
@@ -163,7 +169,9 @@ class Session:
     def checkpoint(self) -> None:
         """Copy everything the run needs to go on; the files are written by others. At a decision point only."""
         run = self.run
-        tensors = run.save("checkpoint", model_only=False)
+        snapshot = run.capture()
+        tensors = run.write(snapshot, "checkpoint")
+        self.aside.save(snapshot, tensors)
         manifest = write_manifest(self, tensors)
         run.spool.release(Path(tensors.path))
         run.post(lambda: trainer_pb2.AttachRequest(checkpoint=trainer_pb2.CheckpointRequest(manifest=manifest)))
@@ -174,17 +182,21 @@ class Session:
     def resume(self, manifest: trainer_pb2.CheckpointManifest, tensors: Path) -> None:
         """Go on from a checkpoint: its state, then the journal of what took effect after it, then live.
 
-        Raises Unavailable where a kernel it needs cannot be loaded, PreconditionFailed where
-        the model differs from the one the checkpoint was taken of.
+        Raises Unavailable where a kernel it needs cannot be loaded, PreconditionFailed where model, optimiser
+        or seeds differ from those the checkpoint was taken of; nothing has changed then.
         """
         run, seeds = self.run, seeds_of(manifest)
+        *others, tensors = files_of(manifest, tensors)
+        snapshot = load(tensors, others)
+        check_topology(run, manifest, snapshot)
         self._load_kernels(seeds)
         run.executor.regrow(specs_of(manifest), seeds, run.parts.optimizer)
-        restore(run.parts, run.with_own_generators(load(tensors)))
+        restore(run.parts, run.with_own_generators(snapshot))
         restore_state(self, manifest)
         self.arrivals.journal.start_replay(manifest.journal_position)
         run.muted = True
         self.arrivals.end_replay()
+        run.count_flops()
         self._checkpoint_step = run.step
         self.reports.arm_if_due()
 
@@ -250,13 +262,13 @@ class Session:
             run.executor.grafts[seed].use_form(None)
             self.reports.count_recovery("graceful_degradation")
 
-    def _why_lost(self, loss: float | None) -> str:
-        """Why the run must go back: an alarm of the governor, or its journal's word in a replay."""
+    def _why_lost(self, loss: float | None) -> tuple[str, list[SeedId]]:
+        """Why the run must go back, and seeds under suspicion: an alarm of the governor, or its journal's word."""
         reason = "" if loss is None else self.governor.see(loss)
-        journal = self.arrivals.journal
-        if not reason and journal.replaying and journal.goes_back_at(self.run.step):
-            return "the run that is replayed went back here"
-        return reason
+        said = self.arrivals.journal.goes_back_at(self.run.step)
+        if said is None:
+            return reason, []
+        return said.reason, [seed.id for seed in self.run.executor.table if str(seed.id) in said.locked_seeds]
 
     def _check_seeds(self) -> None:
         """Before a decision reads the table: an impossible record sends the run back, a stale device is rewritten."""
@@ -278,12 +290,14 @@ class Session:
         self.arrivals.journal.rolled_back(rollback)
         roll_back(run, point, reason, suspects)
         self.governor.window = copy.copy(point.window)
-        self.progress.forget_late()
+        self.progress.go_back(point.window.mean)
         if self.replicas is not None:
             self.replicas.forget_late()
         cancel_validations(run, after_step=point.step)
         self.validations.forget_after(point.step)
         self.adaptations.forget_gone()
+        if run.shadow is not None:
+            run.shadow.went_back()
         self.arrivals.rollbacks.append(rollback)
         self.reports.rollback(rollback)
         self._moved += self.reports.transitions()
@@ -311,11 +325,21 @@ class Session:
         run = self.run
         due = final or run.step % run.settings.validate_every_steps == 0
         state = (run.step, tuple(str(spec.seed) for spec in run.executor.specs()))
-        if run.task is not None and run.step and due and state != self._validated:
-            self._validated = state
+        if run.task is not None and run.step and due and state != self.validated:
+            self.validated = state
             submit_validation(run)
 
-    def _send_state(self, final: bool) -> None:
+    def _take_reply(self, packet: state_pb2.SystemStatePacket) -> None:
+        arrivals = self.arrivals
+        arrivals.wait_for_reply()
+        arrivals.apply(phase=1)
+        if not self.run.muted and arrivals.last_reply < self.run.sequence:
+            # a replay ended in the middle of the reply: it is asked for again, and what has acted acts once
+            self.reports.state(packet)
+            arrivals.wait_for_reply()
+            arrivals.apply(phase=1)
+
+    def _send_state(self, final: bool) -> state_pb2.SystemStatePacket:
         packet = write_packet(
             self.run,
             self.progress,
@@ -330,3 +354,4 @@ class Session:
         )
         self.arrivals.clear_reports()
         self.reports.state(packet)
+        return packet

@@ -7,6 +7,7 @@ parameters in whatever order they were born.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.errors import Corrupt, NotFound, PreconditionFailed
+from esper.host.forward import PREFIX
 from esper.tolaria import generators
 from esper.tolaria.generators import GeneratorStates
 from esper.tolaria.plain import read_plain, write_plain
@@ -66,21 +68,30 @@ class Snapshot:
             raise
 
 
-def load(path: Path) -> Snapshot:
-    """Read a snapshot file. Raises NotFound, or Corrupt where the file is not one."""
+def load(path: Path, others: Sequence[Path] = ()) -> Snapshot:
+    """Read a snapshot file; `others`: those that hold the rest of its tensors, of one that was cut.
+
+    Raises NotFound, or Corrupt where the file is not one.
+    """
     if not path.exists():
         raise NotFound(f"no snapshot at {path}; it may have been dropped by the run's bounded spool")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+        metadata, tensors = _read_file(path)
+        for other in others:
+            tensors |= _read_file(other)[1]
         step, scalars = int(metadata["step"]), json.loads(metadata[_SCALARS])
         if not scalars:
             return Snapshot(step, tensors, {})
         drawn = generators.read(tensors, scalars.pop(_GENERATORS))
         return Snapshot(step, {n: t for n, t in tensors.items() if not generators.is_state(n)}, scalars, drawn)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, FileNotFoundError, KeyError, ValueError) as error:
         raise Corrupt(f"{path} is not a snapshot: {error}") from error
+
+
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+        return file.metadata() or {}, tensors
 
 
 def capture(parts: Parts, step: int, *, model_only: bool = False) -> Snapshot:
@@ -114,23 +125,43 @@ def restore_model(model: nn.Module, snapshot: Snapshot) -> None:
 
     Raises PreconditionFailed for a snapshot of another topology, and then nothing has changed.
     """
-    own = model.state_dict()
-    saved = {name.removeprefix(_MODEL): t for name, t in snapshot.tensors.items() if name.startswith(_MODEL)}
+    own, saved = model.state_dict(), _of_model(snapshot)
+    _check_tensors(own, saved, snapshot.step, "rebuild the model with the snapshot's grafts first")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+
+def check_host(parts: Parts, snapshot: Snapshot) -> None:
+    """Raise PreconditionFailed unless a snapshot is of this run's host, whatever is grafted to it there or here.
+
+    Its optimiser, scheduler and scaler must be of the same classes too. Changes nothing.
+    """
+    _check_classes(parts, snapshot)
+    own, saved = (
+        {name: tensor for name, tensor in held.items() if f".{PREFIX}" not in f".{name}"}
+        for held in (parts.model.state_dict(), _of_model(snapshot))
+    )
+    _check_tensors(own, saved, snapshot.step, "make the model that the run was begun with, or begin a new run")
+
+
+def _of_model(snapshot: Snapshot) -> dict[str, Tensor]:
+    return {name.removeprefix(_MODEL): t for name, t in snapshot.tensors.items() if name.startswith(_MODEL)}
+
+
+def _check_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], step: int, remedy: str) -> None:
     if own.keys() != saved.keys():
         missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
         raise PreconditionFailed(
-            f"the snapshot of step {snapshot.step} is of another topology: it lacks {missing[:5]} and has "
-            f"{extra[:5]} besides; rebuild the model with the snapshot's grafts first"
+            f"the snapshot of step {step} is of another topology: it lacks {missing[:5]} and has {extra[:5]} besides; "
+            f"{remedy}"
         )
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
             raise PreconditionFailed(
-                f"{name} is {list(tensor.shape)} in the model and {list(saved[name].shape)} in the snapshot "
-                f"of step {snapshot.step}; build the model as it was then"
+                f"{name} is {list(tensor.shape)} in the model and {list(saved[name].shape)} in the snapshot of step "
+                f"{step}; build the model as it was then"
             )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(saved[name])
 
 
 def restore(parts: Parts, snapshot: Snapshot) -> None:

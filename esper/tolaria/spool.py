@@ -24,12 +24,17 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
         self.sizes = {path: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
+    @property
+    def used_bytes(self) -> int:
+        """Of all files that are not deleted yet."""
+        return sum(self.sizes.values())
+
     def reserve(self, name: str, size_bytes: int) -> Path:
         """Where a new file of this name and size goes; its first use is counted.
 
         Raises Exhausted where it does not fit within the bound.
         """
-        used = sum(self.sizes.values())
+        used = self.used_bytes
         if used + size_bytes > self.max_bytes:
             raise Exhausted(
                 f"the snapshot spool {self.folder} holds {used} bytes of {self.max_bytes} and {size_bytes} more do not "

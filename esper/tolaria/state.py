@@ -11,16 +11,17 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from esper.api.common.v1 import seed_pb2, training_pb2
-from esper.api.kasmina.v1 import control_pb2, nursery_pb2, telemetry_pb2
+from esper.api.kasmina.v1 import control_pb2, nursery_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
-from esper.errors import Corrupt, NotFound
+from esper.errors import PreconditionFailed
 from esper.kasmina.codec import read_graft, read_seed, write_seed
 from esper.kasmina.lifecycle import SeedId
 from esper.tolaria.adaptation import Adaptation, Event, Round
+from esper.tolaria.checkpoint import VERSION
 from esper.tolaria.governor import LossWindow
 from esper.tolaria.progress import Measured
-from esper.tolaria.rollback import Point
-from esper.tolaria.run import Outstanding
+from esper.tolaria.run import Outstanding, Run
+from esper.tolaria.snapshot import Snapshot, check_host
 
 if TYPE_CHECKING:
     from esper.tolaria.session import Session
@@ -43,7 +44,7 @@ def write_manifest(session: Session, tensors: training_pb2.SnapshotReference) ->
     """The manifest of a checkpoint whose tensors are in `tensors`."""
     run, arrivals = session.run, session.arrivals
     manifest = trainer_pb2.CheckpointManifest(
-        version=1,
+        version=VERSION,
         run_id=run.run_id,
         step=run.step,
         tensors=tensors,
@@ -78,22 +79,31 @@ def _scalars(session: Session) -> dict[str, Any]:
         ],
         "adaptations": [_write_adaptation(a) for a in session.adaptations.grafts.values()],
         "loss_mean": session.progress.mean,
+        "late_loss": session.progress.late,
         "window": asdict(session.governor.window),
         "last_reply": session.arrivals.last_reply,
-        "point_step": session.points.taken_step,
-        "before": [
-            _write_before(seed, point, run.run_id)
-            for seed, point in session.points.before.items()
-            if seed in session.adaptations.grafts
-        ],
+        **session.aside.write(),
         "paused": session.commands.paused,
         "command_ids": list(session.arrivals.command_ids),
+        "validated": session.validated,
         "latest_validation": session.validations.latest,
         "kept": [_write_measured(m) for m in session.validations.kept.values()],
         "results": [_json(r) for r in session.arrivals.results],
         "outcomes": [_json(o) for o in session.arrivals.outcomes],
         "rollbacks": [_json(r) for r in session.arrivals.rollbacks],
     }
+
+
+def check_topology(run: Run, manifest: trainer_pb2.CheckpointManifest, snapshot: Snapshot) -> None:
+    """Raise PreconditionFailed unless a checkpoint is of this run's host, optimiser and seeds. Changes nothing."""
+    check_host(run.parts, snapshot)
+    saved, present = {seed.id for seed in seeds_of(manifest)}, {seed.id for seed in run.executor.table}
+    if saved != present:
+        only_there, only_here = (sorted(map(str, ids)) for ids in (saved - present, present - saved))
+        raise PreconditionFailed(
+            f"the checkpoint of step {manifest.step} has seeds {only_there[:5]} that are not here, and lacks "
+            f"{only_here[:5]}; give esper.wrap the target_layers and seeds_per_layer that the run was begun with"
+        )
 
 
 def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) -> None:
@@ -114,13 +124,13 @@ def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) ->
     }
     adaptations = [_read_adaptation(a) for a in values["adaptations"]]
     session.adaptations.grafts = {a.seed: a for a in adaptations}
-    session.progress.mean = values["loss_mean"]
+    session.progress.resume(values["loss_mean"], values["late_loss"])
     session.governor.window = LossWindow(**values["window"])
-    session.points.resume(run, session.governor.window, values["point_step"])
-    for before in values["before"]:
-        _restore_before(session, before)
+    aside = session.aside.restore(values)
     session.commands.paused = values["paused"]
     arrivals.command_ids.extend(values["command_ids"])
+    asked_step, grafts = values["validated"]
+    session.validated = asked_step, tuple(grafts)
     latest = values["latest_validation"]
     session.validations.latest = (latest[0], latest[1]) if latest else None
     kept = [_read_measured(m) for m in values["kept"]]
@@ -129,7 +139,7 @@ def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) ->
     arrivals.outcomes = [_message(o, control_pb2.CommandOutcome()) for o in values["outcomes"]]
     arrivals.rollbacks = [_message(r, state_pb2.Rollback()) for r in values["rollbacks"]]
     held = [f for o in run.outstanding.values() for f in o.files]
-    held += [f for a in adaptations for f in a.files()] + [m.path for m in kept]
+    held += [f for a in adaptations for f in a.files()] + [m.path for m in kept] + aside
     run.spool.recount(held)
     arrivals.controller_state = manifest.controller_state
     arrivals.last_command_sequence, arrivals.last_reply = manifest.last_command_sequence, values["last_reply"]
@@ -177,29 +187,6 @@ def _read_adaptation(values: dict[str, Any]) -> Adaptation:
     before = _message(values["before"], training_pb2.SnapshotReference())
     seed, twins = SeedId(*values["seed"]), {s.step: s for s in twin}
     return Adaptation(seed, values["inserted_step"], rounds, values["twin_job"], host, before, twins)
-
-
-def _write_before(seed: SeedId, point: Point, run_id: str) -> dict[str, Any]:
-    """The point before a graft; its tensors are the file that the graft's twin began with."""
-    grafted = {spec.seed for spec in point.specs}
-    return {
-        "seed": [seed.site, seed.slot],
-        "seeds": [_json(write_seed(s, run_id)) for s in point.seeds if s.id in grafted],
-        "window": asdict(point.window),
-    }
-
-
-def _restore_before(session: Session, values: dict[str, Any]) -> None:
-    seed = SeedId(*values["seed"])
-    adaptation = session.adaptations.grafts[seed]
-    try:
-        snapshot = session.run.read_snapshot(Path(adaptation.before.path))
-    except (NotFound, Corrupt) as error:
-        session.run.post_note("warning", f"{error}; the run cannot go back to before {seed} was inserted")
-        return
-    specs = [read_graft(graft) for graft in adaptation.host]
-    seeds = [read_seed(_message(s, telemetry_pb2.SeedStatus())) for s in values["seeds"]]
-    session.points.before[seed] = Point(snapshot, specs, seeds, LossWindow(**values["window"]))
 
 
 def _write_measured(measured: Measured) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree
 
 from esper.errors import InvalidConfig
+from esper.host.kept import kept_generators
 
 Batch = Any  # any nesting of tuples, lists and dicts of tensors, batch first
 
@@ -118,7 +119,10 @@ def _load(factory: str, arguments_json: str, import_paths: tuple[str, ...]) -> T
 
 
 def check_task(task: Task) -> None:
-    """Build the task once and run one batch. Raises InvalidConfig naming the part that does not work."""
+    """Build the task once and run one batch. Raises InvalidConfig naming the part that does not work.
+
+    Global generators are left as they were, whatever the model draws.
+    """
     model = _part(task, "make_model", task.build_model)
     if not isinstance(model, nn.Module):
         raise InvalidConfig(f"task {task.name}: make_model returned {type(model).__name__}, not an nn.Module")
@@ -128,7 +132,7 @@ def check_task(task: Task) -> None:
         raise InvalidConfig(
             f"task {task.name}: batch(0) differs between two calls; draw it from a generator seeded by the step"
         )
-    with torch.no_grad():
+    with torch.no_grad(), kept_generators(model):
         losses = _part(task, "loss", lambda: task.loss(task.forward(model, batch), batch))
     if not isinstance(losses, Tensor) or losses.ndim > 1 or not bool(torch.isfinite(losses).all()):
         raise InvalidConfig(f"task {task.name}: loss must be a finite scalar or a vector [B], got {losses}")

@@ -9,7 +9,18 @@ from bench import registry
 from bench.row import ROOT
 from tests.bench.fakes import bench_of, row
 
-NAMES = {"blend", "compat", "demo-overhead", "disturb", "dormant", "growth", "load", "recovery"}
+NAMES = {
+    "blend",
+    "checkpoint",
+    "compat",
+    "demo-overhead",
+    "disturb",
+    "dormant",
+    "growth",
+    "load",
+    "recovery",
+    "verdict",
+}
 
 
 @pytest.fixture
@@ -31,7 +42,7 @@ def test_every_bench_is_found_by_its_name():
         assert bench.about.endswith((".", ":")) or bench.about, name
         assert callable(bench.rows), name
     assert [name for name in registry.names() if registry.load(name).gpu] == ["blend"]
-    assert [name for name in registry.names() if registry.load(name).long] == ["growth"]
+    assert [name for name in registry.names() if registry.load(name).long] == ["growth", "verdict"]
 
 
 def test_every_bench_has_a_pytest_benchmark_entry():

@@ -70,6 +70,19 @@ def test_recovery_sees_a_fault_that_is_not_got_over(monkeypatch):
 
 
 @pytest.mark.slow
+def test_checkpoint():
+    found = rows("checkpoint")
+    sizes = {metric: row.value for (case, metric), row in found.items() if case == "3 MB"}
+    assert 1 <= sizes["full_size_ratio"] < 1.02
+    assert 1 <= sizes["second_size_ratio"] < 1.02
+    assert 0.1 <= sizes["incremental_size_ratio"] < 0.12
+    assert 2.3 <= sizes["kept_size_ratio"] < 2.4
+    assert {"write_s", "incremental_write_s", "restore_s", "copy_ratio"} < set(sizes)
+    assert {row.target for (_, metric), row in found.items() if metric == "restore_s"} == {2.0}
+    assert found["digits", "restore_s"].value > 0
+
+
+@pytest.mark.slow
 def test_demo_overhead():
     found = rows("demo-overhead")
     assert found.keys() == {("digits", "ratio")}

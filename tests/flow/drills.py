@@ -75,9 +75,10 @@ def begin(
     pause_s: float = 0.0,
     deterministic: bool = True,
     seed: int = 0,
+    resume: bool = False,
     **growth: Any,
 ) -> Training:
-    """Start training in a folder of its own."""
+    """Start training in a folder of its own, or go on with what was begun there."""
     spec = TrainSpec(
         task="tests.flow.drills:paced_digits",
         arguments={"seed": seed},
@@ -89,6 +90,7 @@ def begin(
         deterministic=deterministic,
         home=str(runtime.home.root),
         growth=QUICK | growth,
+        resume=resume,
     )
     path = spec.write()
     os.environ[PAUSE] = str(pause_s)

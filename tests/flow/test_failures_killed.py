@@ -5,6 +5,7 @@ up, one that counted twice or came out otherwise would change its result, and an
 was not kept would be missing from the record.
 """
 
+import functools
 import time
 
 import pytest
@@ -69,6 +70,24 @@ def test_the_whole_runtime_killed_and_started_again(calm, runtime, tmp_path):
         assert outcome(training) == calm.outcome
     finally:
         again.stop()
+
+
+def test_the_trainer_killed_and_resumed_and_killed_again(calm, runtime, tmp_path):
+    """What its messages did not say before it died is missing from the record; its course is the same."""
+    training = begin(runtime, tmp_path / "runs", pause_s=0.02, **GROWING)
+    for after in (65, 130):
+        until(functools.partial(_has_journaled, training, after), 60, training.process.text)
+        training.process.kill()
+        training = begin(runtime, tmp_path / "runs", pause_s=0.02, resume=True, **GROWING)
+    training.finish()
+    found = outcome(training)
+    moves = found.pop("moves")
+    assert moves == [move for move in calm.outcome["moves"] if move in moves]
+    assert found == {key: value for key, value in calm.outcome.items() if key != "moves"}
+
+
+def _has_journaled(training: Training, step: int) -> bool:
+    return any(int(entry.get("step", 0)) >= step for entry in training.journal())
 
 
 def test_the_forges_and_evaluators_workers_killed(calm, tmp_path):

@@ -1,5 +1,7 @@
 """Stage 7, monitoring: seeds are followed through their lives, and the whole run can be put back."""
 
+import json
+
 import pytest
 
 from esper.api.kasmina.v1 import execution_pb2, execution_pb2_grpc
@@ -60,6 +62,31 @@ def test_a_checkpoint_puts_a_run_back_to_its_step(stage, tmp_path):
     again.train(7)
     assert again.parts.model.conv1.weight.equal(weight)
     again.close()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(stage, tmp_path):
+    first = begin(stage, tmp_path, run_id="damaged")
+    store = CheckpointStore(tmp_path / "checkpoints")
+    for count in (1, 2):
+        first.train(10)
+        first.session.checkpoint()
+        until(lambda count=count: len(store.folders()) == count, what="a checkpoint")
+    first.session.close()
+    newest = store.folders()[0]
+    (newest / "manifest.json").write_text("{}")
+    again = begin(stage, tmp_path, run_id="damaged", resume=True)
+    assert again.session.steps_done == 10
+    again.close()
+    until(lambda: notes_of(tmp_path), what="the warning")
+    (said,) = notes_of(tmp_path)
+    assert newest.name in said
+    assert said.endswith("trying the next older checkpoint")
+
+
+def notes_of(directory):
+    """Warnings among a run's events."""
+    events = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    return [e["text"] for e in events if e["kind"] == "note" and e["level"] == "warning"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.host.kept import kept_buffers, kept_generators
+from esper.host.kept import kept_buffers, kept_generators, kept_modes
 
 
 class Counts(nn.Module):
@@ -59,3 +59,14 @@ def test_buffers_come_back_after_an_error():
         model()
         raise ZeroDivisionError
     assert not model.written.any()
+
+
+def test_each_module_is_in_its_own_mode_again():
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
+    model[1][0].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(ZeroDivisionError), kept_modes(model):
+        model.eval()
+        model[1].train()
+        raise ZeroDivisionError
+    assert [module.training for module in model.modules()] == before

@@ -52,7 +52,7 @@ def test_assignments(assignment):
         steps,
         shares,
         names,
-        frozen=st.just(False),
+        frozen=st.booleans(),
     )
 )
 def test_grafts(spec):
@@ -80,8 +80,8 @@ def test_grafts(spec):
         embargo_until_step=steps,
         errors=small,
         folded=st.booleans(),
-        frozen=st.just(False),
-        held=st.just(False),
+        frozen=st.booleans(),
+        held=st.booleans(),
         reason=names,
     )
 )

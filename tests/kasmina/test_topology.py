@@ -143,6 +143,9 @@ def test_a_regrown_graft_runs_its_compiled_form_again():
     executor.insert(seed, optimizer, 1, 4, "test")
     executor.regrow(executor.specs(), [copy.copy(s) for s in executor.table], optimizer)
     assert executor.grafts[seed].form is form
+    executor.table.charge(executor.table[seed])  # it has failed, and went without the form since
+    executor.regrow(executor.specs(), [copy.copy(s) for s in executor.table], optimizer)
+    assert executor.grafts[seed].form is None
 
 
 def test_a_checkpoint_of_other_sites_is_refused_whole():

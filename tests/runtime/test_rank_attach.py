@@ -9,9 +9,13 @@ from esper.errors import Conflict, PreconditionFailed, Untrusted
 from esper.kasmina.cache import KernelCache
 from esper.kasmina.loader import KernelLoader
 from esper.runtime.rank_attach import LoaderKernels, NoLibrary, Tie, join, lead, not_at_hand, roots_of, share_spool
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.snapshot import load
+from esper.tolaria.tensor_files import files_of
 from tests import builders
 from tests.artifact.samples import MAP, ROOTS, promoted
 from tests.runtime.threads import on_each, thread_ranks
+from tests.tolaria.checkpoints import filled, same, tensors_in, write
 from tests.tolaria.quiet import QuietLine, session_of
 
 WELCOME = trainer_pb2.Welcome(forge_keys=list(ROOTS.forge), evaluation_keys=list(ROOTS.evaluation))
@@ -43,6 +47,15 @@ def test_a_run_that_goes_on_goes_on_from_the_first_ranks_checkpoint_and_journal(
     _, other = begin(lambda: tie(tmp_path, checkpoint=(manifest, tmp_path / "tensors")))
     assert other.checkpoint[0] == manifest and other.checkpoint[1].read_bytes() == b"tensors"
     assert (other.directory / "journal.jsonl").read_text() == "{}\n"
+
+
+def test_large_tensors_of_the_checkpoint_reach_the_others(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    folder = write(store, 40, filled(1.5))
+    _, other = begin(lambda: tie(tmp_path, checkpoint=store.latest()))
+    *large, tensors = files_of(*other.checkpoint)
+    assert same(load(tensors, large).tensors, tensors_in(folder))
+    assert len(large) == 1
 
 
 def test_what_the_first_rank_is_refused_for_the_others_hear(tmp_path):

@@ -14,9 +14,11 @@ from esper.tolaria.due import Due
 from esper.tolaria.line import Loaded
 
 
-def due_of(step, *, jobs=(), loading=0, deterministic=True, twin_steps=()):
+def due_of(step, *, jobs=(), loading=0, deterministic=True, twin_steps=(), sequence=0, asked=99):
     outstanding = {job.job_id: SimpleNamespace(job=job) for job in jobs}
-    run = SimpleNamespace(step=step, outstanding=outstanding, loading=loading, deterministic=deterministic)
+    run = SimpleNamespace(
+        step=step, outstanding=outstanding, loading=loading, deterministic=deterministic, sequence=sequence, jobs=asked
+    )
     return Due(run, SimpleNamespace(twin_steps=lambda job_id: set(twin_steps)))
 
 
@@ -101,22 +103,38 @@ def test_all_is_in_when_a_twin_has_saved_what_is_due():
     assert due_of(59, jobs=[job]).is_all_in([])
 
 
-@given(st.permutations(range(9)))
+@given(st.permutations(range(6)))
 def test_the_order_of_arrival_makes_no_difference(order):
     first, second, twins = measure(2, 10), measure(11, 10), twin(3, [10, 20])
-    items = [
-        loaded(0),
-        loaded(1),
-        answer(first),
-        saved(twins, 10),
-        saved(twins, 20),
-        answer(second),
-        command(4),
-        command(5),
-        trainer_pb2.DecisionReply(sequence=2),
-    ]
+    items = [loaded(0), loaded(1), answer(first), saved(twins, 10), saved(twins, 20), answer(second)]
     due = due_of(20, jobs=[first, second, twins])
     assert due.take([items[i] for i in order])[0] == items
+
+
+def test_commands_act_after_the_controller_was_asked_with_the_reply_that_they_came_before():
+    first, second = trainer_pb2.DecisionReply(sequence=4), trainer_pb2.DecisionReply(sequence=5)
+    told = [command(1), first, command(2), second, command(3)]
+    assert due_of(50, sequence=4).take(told) == ([], told)
+    assert due_of(50, sequence=4).take(told, phase=1) == ([command(1), first], told[2:])
+    due = due_of(50, sequence=5)
+    assert due.take(told, phase=1) == ([command(1), command(2), first, second], [command(3)])
+    due.at_once = True
+    assert due.take(told)[1] == []
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_an_answer_to_a_job_that_is_yet_to_be_asked_for_again_waits(deterministic):
+    answered = answer(measure(7, 40))
+    early = due_of(50, asked=6, deterministic=deterministic)
+    assert early.take([answered]) == ([], [answered])
+    early.at_once = True
+    assert early.take([answered]) == ([], [answered])
+    assert due_of(50, asked=7, deterministic=deterministic).take([answered]) == ([answered], [])
+
+
+def test_nothing_else_acts_after_the_controller_was_asked():
+    job = measure(1, 40)
+    assert due_of(40, jobs=[job]).take([loaded(), answer(job)], phase=1) == ([], [loaded(), answer(job)])
 
 
 @pytest.mark.parametrize("name", ["run/measure/x", "odd"])

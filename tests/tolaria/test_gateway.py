@@ -11,6 +11,8 @@ from esper.api.tolaria.v1 import trainer_pb2 as pb
 from esper.errors import Conflict, InvalidRequest, NotFound
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.gateway import Gateway
+from tests.tolaria.checkpoints import filled, spool
+from tests.tolaria.checkpoints import manifest as checkpoint
 from tests.tolaria.outside import Beyond, Trainer, hello
 
 
@@ -199,9 +201,8 @@ async def test_goodbye_ends_the_line(gateway, attach, completed, state):
 
 async def test_a_checkpoint_is_on_disk_before_it_is_acknowledged(attach, tmp_path):
     trainer = await welcomed(attach(directory=str(tmp_path)))
-    spooled = tmp_path / "t.safetensors"
-    spooled.write_bytes(b"tensors")
-    manifest = pb.CheckpointManifest(version=1, step=40, tensors=training_pb2.SnapshotReference(path=str(spooled)))
+    spooled = spool(tmp_path, filled(1.0))
+    manifest = checkpoint(40, tensors=training_pb2.SnapshotReference(path=str(spooled)))
     trainer.say(2, checkpoint=pb.CheckpointRequest(manifest=manifest))
     await trainer.until(lambda: 2 in trainer.acknowledged())
     assert CheckpointStore(tmp_path / "checkpoints").latest()[0].step == 40
@@ -209,7 +210,7 @@ async def test_a_checkpoint_is_on_disk_before_it_is_acknowledged(attach, tmp_pat
 
 async def test_a_checkpoint_that_cannot_be_written_is_said_and_the_line_goes_on(beyond, attach, tmp_path):
     trainer = await welcomed(attach(directory=str(tmp_path)))
-    manifest = pb.CheckpointManifest(version=1, step=40, tensors=training_pb2.SnapshotReference(path="/gone"))
+    manifest = checkpoint(40, tensors=training_pb2.SnapshotReference(path="/gone"))
     trainer.say(2, checkpoint=pb.CheckpointRequest(manifest=manifest))
     trainer.say(3, note=pb.Note(text="on"))
     await trainer.until(lambda: 3 in trainer.acknowledged())

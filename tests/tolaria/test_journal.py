@@ -112,6 +112,37 @@ def test_a_torn_line_elsewhere_is_named(open_journal):
             list(read_journal(journal.path))
 
 
+def test_entries_of_a_second_decision_point_at_a_step_wait_for_it(open_journal):
+    first = open_journal()
+    for phase in (0, 1, 1, 0, 1):
+        first.append(entry(90, phase))
+    again = open_journal()
+    again.start_replay(0)
+    assert [[e.position for e in again.due(90, phase)] for phase in (0, 1, 0, 1)] == [[1], [2, 3], [4], [5]]
+
+
+def test_a_replay_with_a_gap_is_refused(open_journal):
+    journal = open_journal()
+    for step in (10, 20, 30, 40):
+        journal.append(entry(step))
+    lines = journal.path.read_bytes().split(b"\n")
+    journal.path.write_bytes(b"\n".join([*lines[:2], *lines[3:]]))
+    with pytest.raises(Corrupt, match="goes from entry 2 to entry 4"):
+        open_journal().start_replay(1)
+    again = open_journal()
+    again.start_replay(3)  # a checkpoint of after the gap does not need what is missing
+    assert [e.position for e in again.due(99, 1)] == [4]
+
+
+def test_a_journal_that_ends_before_the_checkpoint_goes_on_behind_it(open_journal):
+    open_journal().append(entry(10))
+    again = open_journal()
+    again.start_replay(3)
+    assert not again.replaying
+    again.append(entry(50))
+    assert [e.position for e in read_journal(again.path)] == [1, 4]
+
+
 def test_an_earlier_runs_journal_is_refused_and_left_alone(open_journal):
     journal = open_journal()
     journal.append(entry(10))

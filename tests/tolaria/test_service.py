@@ -11,6 +11,7 @@ from esper.rpc.server import Server
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.gateway import Gateway
 from esper.tolaria.service import TrainerServicer
+from tests.tolaria.checkpoints import filled, write
 from tests.tolaria.outside import Beyond, Trainer, hello
 
 
@@ -94,11 +95,9 @@ async def test_a_run_nobody_knows_is_not_found(stub, call):
 
 async def test_checkpoints_are_listed_newest_first_without_damaged_ones(stub, tmp_path):
     trainer = await attached(stub, directory=str(tmp_path))
-    spooled = tmp_path / "t"
-    spooled.write_bytes(b"tensors")
     store = CheckpointStore(tmp_path / "checkpoints")
     for step in (10, 20, 30):
-        store.write(pb.CheckpointManifest(version=1, run_id="run-1", step=step), spooled)
+        write(store, step, filled(step))
     (tmp_path / "checkpoints" / "step-000000020" / "tensors.safetensors").write_bytes(b"tampered")
     reply = await stub.ListCheckpoints(pb.ListCheckpointsRequest(run_id="run-1"))
     assert [manifest.step for manifest in reply.checkpoints] == [30, 10]

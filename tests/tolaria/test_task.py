@@ -56,6 +56,12 @@ def test_a_sound_task_passes():
     check_task(builders.task(loss=lambda outputs, batch: outputs.square().mean()))
 
 
+def test_a_check_draws_nothing_from_the_generators_that_training_draws_from():
+    before = torch.get_rng_state()
+    check_task(load_task("tests.tolaria.tasks:noisy"))  # its forward has dropout
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def _raise(*_):
     raise RuntimeError("out of cheese")
 

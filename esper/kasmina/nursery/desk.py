@@ -1,6 +1,7 @@
 """The nursery's front desk: takes jobs, has workers do them, hands results to whoever watches the run."""
 
 import asyncio
+import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol
@@ -48,6 +49,7 @@ class NurseryDesk:
         self._open: dict[str, nursery_pb2.Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._results: OrderedDict[str, nursery_pb2.JobResult] = OrderedDict()
+        self._partial: defaultdict[str, list[nursery_pb2.JobResult]] = defaultdict(list)
         self._watchers: defaultdict[str, set[asyncio.Queue[nursery_pb2.JobResult]]] = defaultdict(set)
 
     @property
@@ -84,9 +86,12 @@ class NurseryDesk:
             self._tasks[job_id].cancel()
 
     async def watch(self, run_id: str) -> AsyncIterator[nursery_pb2.JobResult]:
-        """A run's kept results, then live ones, partial ones too; never ends by itself."""
+        """A run's kept results, then live ones, partial ones too; never ends by itself.
+
+        A run that comes back may have missed part of an answer that is still being given, and waits for it.
+        """
         queue: asyncio.Queue[nursery_pb2.JobResult] = asyncio.Queue()
-        for result in self._results.values():
+        for result in (*itertools.chain(*self._partial.values()), *self._results.values()):
             if result.run_id == run_id:
                 queue.put_nowait(result)
         self._watchers[run_id].add(queue)
@@ -117,7 +122,7 @@ class NurseryDesk:
         self.flops += result.flops
         self._results[job.job_id] = result
         while len(self._results) > MAX_KEPT_RESULTS:
-            self._results.popitem(last=False)
+            self._partial.pop(self._results.popitem(last=False)[0], None)
         self._tell(result)
 
     async def _work(self, job: nursery_pb2.Job) -> nursery_pb2.JobResult:
@@ -132,7 +137,9 @@ class NurseryDesk:
 
     async def _once(self, job: nursery_pb2.Job) -> nursery_pb2.JobResult:
         def partial(body: bytes) -> None:
-            self._tell(nursery_pb2.JobResult.FromString(body))
+            result = nursery_pb2.JobResult.FromString(body)
+            self._partial[job.job_id].append(result)
+            self._tell(result)
 
         long = job.WhichOneof("work") in LONG_WORK
         body = await self.workers.run(

@@ -21,9 +21,9 @@ from torch.utils import _pytree
 
 from esper.host.forward import join_grafts, own_forward, with_first
 from esper.host.fused import off_fused_paths
-from esper.host.kept import kept_generators
+from esper.host.kept import kept_generators, kept_modes
 from esper.host.sites import Site
-from esper.kasmina.nursery.port import HostRun
+from esper.kasmina.nursery.port import TrialHost
 
 BATCHED = ("site", "input")
 
@@ -45,7 +45,7 @@ class _StandIn:
 class FanOut:
     """Candidates of one site, and the mode found for this host."""
 
-    def __init__(self, run: HostRun, site: Site, grafts: Sequence[Joins]) -> None:
+    def __init__(self, run: TrialHost, site: Site, grafts: Sequence[Joins]) -> None:
         self.run = run
         self.site = site
         self.grafts = list(grafts)
@@ -66,14 +66,11 @@ class FanOut:
     def _find_mode(self, batch: Any) -> str:
         if _mixes_examples(self.run.model):
             return "serial"
-        training, stand_ins = self.run.model.training, [_StandIn(place) for place in range(len(self.grafts))]
-        self.run.model.eval()  # dropout would make equal modes look different
-        try:
-            with torch.no_grad(), kept_generators(self.run.model):
-                want = self._losses("serial", stand_ins, batch)
-                return next((mode for mode in BATCHED if self._agrees(mode, stand_ins, batch, want)), "serial")
-        finally:
-            self.run.model.train(training)
+        stand_ins = [_StandIn(place) for place in range(len(self.grafts))]
+        with kept_modes(self.run.model), torch.no_grad(), kept_generators(self.run.model):
+            self.run.model.eval()  # dropout would make equal modes look different
+            want = self._losses("serial", stand_ins, batch)
+            return next((mode for mode in BATCHED if self._agrees(mode, stand_ins, batch, want)), "serial")
 
     def _agrees(self, mode: str, stand_ins: Sequence[Joins], batch: Any, want: list[Tensor]) -> bool:
         try:

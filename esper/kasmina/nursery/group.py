@@ -15,7 +15,7 @@ from esper.host.kept import kept_buffers, kept_generators
 from esper.host.sites import Site
 from esper.host.surgery import follow, home_group, sibling
 from esper.kasmina.nursery.fan_out import FanOut
-from esper.kasmina.nursery.port import HostRun
+from esper.kasmina.nursery.port import TrialHost
 
 if TYPE_CHECKING:
     from esper.kasmina.nursery.trial import Curve
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 class Group:
     """The candidates of one site that are still in the running."""
 
-    def __init__(self, run: HostRun, site: Site, members: Sequence[tuple[Graft, Curve]]) -> None:
+    def __init__(self, run: TrialHost, site: Site, members: Sequence[tuple[Graft, Curve]]) -> None:
         self.run = run
         self.curves = [curve for _, curve in members]
         self.grafts = [graft for graft, _ in members]
@@ -82,7 +82,7 @@ class Group:
             return work()
 
 
-def try_alone(run: HostRun, site: Site, graft: Graft, batches: Iterable[Any]) -> str:
+def try_alone(run: TrialHost, site: Site, graft: Graft, batches: Iterable[Any]) -> str:
     """What stops a candidate on these batches, in the words of a graft in the host; empty if nothing does."""
     guarded = _Guarded(graft)
     try:

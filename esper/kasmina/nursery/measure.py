@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from esper.host.kept import kept_modes
 from esper.kasmina.nursery.flops import FlopMeter
 from esper.kasmina.nursery.port import HostRun
 from esper.stats.paired import Paired, compare
@@ -56,16 +57,14 @@ def read(run: HostRun, slices: Sequence[str]) -> Reading:
 def _read(run: HostRun, slices: Sequence[str], meter: FlopMeter) -> Reading:
     losses, scores = [], []
     read_id = object()  # not id(run): the next run may be made where this one was
-    training = run.model.training
-    run.model.eval()
-    with torch.no_grad():
+    with kept_modes(run.model), torch.no_grad():
+        run.model.eval()
         for index, batch in enumerate(run.held_out(slices)):
             outputs = meter.run((read_id, index), lambda b=batch: run.outputs(run.model, b))  # type: ignore[misc]
             losses.append(run.losses(outputs, batch).reshape(-1))
             score = run.scores(outputs, batch)
             if score is not None:
                 scores.append(score.reshape(-1))
-    run.model.train(training)
     return Reading(torch.cat(losses), torch.cat(scores) if scores else None)
 
 

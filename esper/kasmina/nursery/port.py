@@ -13,10 +13,9 @@ from torch.optim import Optimizer
 from esper.host.sites import Site
 
 
-class HostRun(Protocol):
-    """A run's host at a step, in a process of its own."""
+class TrialHost(Protocol):
+    """A model that candidates are tried beside: what a trial calls, and nothing that moves the host."""
 
-    step: int  # training steps done
     clip_norm: float | None
 
     @property
@@ -27,10 +26,6 @@ class HostRun(Protocol):
 
     @property
     def sites(self) -> Mapping[str, Site]: ...
-
-    def batches(self, step: int) -> list[Any]:
-        """Micro-batches of the step counted from 0."""
-        ...
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """The task's forward under the task's autocast."""
@@ -46,6 +41,16 @@ class HostRun(Protocol):
 
     def held_out(self, slices: Iterable[str]) -> Sequence[Any]:
         """Held-out batches of several slices."""
+        ...
+
+
+class HostRun(TrialHost, Protocol):
+    """A run's host at a step, in a process of its own."""
+
+    step: int  # training steps done
+
+    def batches(self, step: int) -> list[Any]:
+        """Micro-batches of the step counted from 0."""
         ...
 
     def gradients(self) -> Tensor:

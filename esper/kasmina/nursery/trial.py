@@ -12,16 +12,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from esper.host.graft import Graft, Strategy
+from esper.host.kept import kept_modes
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.lifecycle import SeedId
+from esper.kasmina.nursery.fan_out import BATCHED
 from esper.kasmina.nursery.flops import FlopMeter
 from esper.kasmina.nursery.group import Group, still, try_alone
-from esper.kasmina.nursery.port import HostRun
+from esper.kasmina.nursery.port import HostRun, TrialHost
 from esper.kasmina.regrow import born, device_of
 from esper.stats.paired import Paired, compare
 
@@ -75,6 +78,56 @@ class TrialOutcome:
     batched: bool
 
 
+class Trial:
+    """Candidates under way beside a host that somebody else moves.
+
+    After each step of the host: `train` on its batches, if the candidates are to take a step too, then `passed`.
+    """
+
+    def __init__(
+        self, run: TrialHost, candidates: Sequence[Candidate], options: TrialOptions, batches: Sequence[Any]
+    ) -> None:
+        """`batches`: of a step; a candidate that cannot run on the first of them does not take part."""
+        self.run = run
+        self.options = options
+        self.curves = [Curve(candidate.seed) for candidate in candidates]
+        self.meter = FlopMeter()
+        self.done = 0  # steps of the host
+        self._batched = False
+        self._groups = _groups(run, candidates, self.curves, self.meter, batches)
+
+    @property
+    def over(self) -> bool:
+        return self.done >= self.options.steps
+
+    def train(self, batches: Sequence[Any]) -> None:
+        """One step of every candidate on the micro-batches of a step, with the host held still."""
+        trainable = [p for p in self.run.model.parameters() if p.requires_grad]
+        for group in self._groups:
+            with still(self.run.model, trainable):
+                _meter_mode(group, batches[0], self.meter)
+                self.meter.run(("train", id(group), len(group.curves)), partial(group.train, batches))
+
+    def passed(self) -> bool:
+        """The host has taken a step: read the candidates, and let the worse ones go, where that is due.
+
+        Returns whether they were read.
+        """
+        self.done += 1
+        reads = self.options.reads(self.done)
+        if reads:
+            _measure(self.run, self._groups, self.done, self.options.slices, self.meter)
+        self._batched = self._batched or any(group.fan_out.mode in BATCHED for group in self._groups)
+        if self.done == self.options.halving_step and self.options.keep_candidates:
+            _halve(self._groups, self.options.keep_candidates)
+        self._groups = [group for group in self._groups if group.curves]
+        return reads
+
+    def outcome(self) -> TrialOutcome:
+        """What has been found so far."""
+        return TrialOutcome(self.curves, self.done, self.meter.total, self._batched)
+
+
 def run_trial(
     run: HostRun,
     candidates: Sequence[Candidate],
@@ -87,36 +140,23 @@ def run_trial(
 
     Ends sooner when `stop()` says so between two steps.
     """
-    curves = [Curve(candidate.seed) for candidate in candidates]
-    meter = FlopMeter()
-    groups = _groups(run, candidates, curves, meter)
-    trainable = [p for p in run.model.parameters() if p.requires_grad]
-    batched = False
-    done = 0
-    while done < options.steps and not stop():
+    trial = Trial(run, candidates, options, run.batches(run.step))
+    while not trial.over and not stop():
         batches = run.batches(run.step)
-        loss = meter.run("host", run.gradients)
-        for group in groups:
-            with still(run.model, trainable):
-                _meter_mode(group, batches[0], meter)
-                meter.run(("train", id(group), len(group.curves)), partial(group.train, batches))
+        loss = trial.meter.run("host", run.gradients)
+        trial.train(batches)
         run.update(loss)
-        done += 1
-        if options.reads(done):
-            _measure(run, groups, done, options.slices, meter)
-            progress(done)
-        batched = batched or any(group.fan_out.mode in ("site", "input") for group in groups)
-        if done == options.halving_step and options.keep_candidates:
-            _halve(groups, options.keep_candidates)
-        groups = [group for group in groups if group.curves]
-    return TrialOutcome(curves, done, meter.total, batched)
+        if trial.passed():
+            progress(trial.done)
+    return trial.outcome()
 
 
-def _groups(run: HostRun, candidates: Sequence[Candidate], curves: Sequence[Curve], meter: FlopMeter) -> list[Group]:
+def _groups(
+    run: TrialHost, candidates: Sequence[Candidate], curves: Sequence[Curve], meter: FlopMeter, batches: Sequence[Any]
+) -> list[Group]:
     """The candidates that can be tried on this host, by site; what stops the others is in their curves."""
     by_site: dict[str, list[tuple[Graft, Curve]]] = {}
     one = torch.ones((), device=device_of(run.model))
-    first = run.batches(run.step)
     for index, (candidate, curve) in enumerate(zip(candidates, curves, strict=True)):
         site = run.sites[candidate.seed.site]
         try:
@@ -126,7 +166,7 @@ def _groups(run: HostRun, candidates: Sequence[Candidate], curves: Sequence[Curv
         except Exception as error:  # a kernel may raise anything; the other candidates go on
             curve.failure = f"raised {type(error).__name__}: {error}"
             continue
-        curve.failure = meter.run(("dry", index), partial(try_alone, run, site, graft, first[:1]))
+        curve.failure = meter.run(("dry", index), partial(try_alone, run, site, graft, batches[:1]))
         if not curve.failure:
             by_site.setdefault(site.name, []).append((graft, curve))
     return [Group(run, run.sites[name], members) for name, members in by_site.items()]
@@ -138,10 +178,10 @@ def _meter_mode(group: Group, batch: object, meter: FlopMeter) -> None:
         meter.run(("mode", id(group), len(group.curves)), partial(group.fan_out.prepare, batch))
 
 
-def _measure(run: HostRun, groups: list[Group], done: int, slices: tuple[str, ...], meter: FlopMeter) -> None:
+def _measure(run: TrialHost, groups: list[Group], done: int, slices: tuple[str, ...], meter: FlopMeter) -> None:
     """Read every candidate against the host on held-out data. One whose loss is not finite ends its trial."""
-    run.model.eval()
-    with torch.no_grad(), still(run.model):
+    with kept_modes(run.model), torch.no_grad(), still(run.model):
+        run.model.eval()
         batches = run.held_out(slices)
         host = meter.run(("read", 0), lambda: _vector([run.losses(run.outputs(run.model, b), b) for b in batches]))
         for group in groups:
@@ -153,7 +193,6 @@ def _measure(run: HostRun, groups: list[Group], done: int, slices: tuple[str, ..
                 else:
                     curve.failure = f"its held-out loss is {reading.mean} after {done} steps"
             group.keep([curve for curve in group.curves if not curve.failure])
-    run.model.train()
 
 
 def _halve(groups: list[Group], keep: int) -> None:

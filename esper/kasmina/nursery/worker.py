@@ -13,7 +13,7 @@ from esper.kasmina.kernel import Kernel, weights_seed
 from esper.kasmina.nursery.control_run import run_control
 from esper.kasmina.nursery.measure import Measurement, measure
 from esper.kasmina.nursery.port import HostRun
-from esper.kasmina.nursery.trial import Candidate, TrialOptions, run_trial
+from esper.kasmina.nursery.trial import Candidate, TrialOptions, TrialOutcome, run_trial
 from esper.kasmina.nursery.twin import Saved, run_twin
 from esper.kasmina.regrow import GraftSpec
 
@@ -64,23 +64,8 @@ class NurseryWorker:
         trial = job.trial
         names = {candidate.seed.site for candidate in trial.candidates}
         run = self._host(trial.point, names)
-        options = TrialOptions(
-            steps=trial.steps,
-            measure_every_steps=trial.measure_every_steps,
-            halving_step=trial.halving_step,
-            keep_candidates=trial.keep_candidates,
-        )
-        found = run_trial(run, [self._candidate(trial, c) for c in trial.candidates], options, stop=stop)
-        curves = [write_curve(curve, job.run_id) for curve in found.curves]
-        answer = nursery_pb2.TrialResult(
-            event_id=trial.event_id, curves=curves, host_steps=found.host_steps, batched=found.batched
-        )
-        return nursery_pb2.JobResult(trial=answer, flops=found.flops)
-
-    def _candidate(self, trial: nursery_pb2.Trial, message: control_pb2.Assignment) -> Candidate:
-        assigned = read_assignment(message)
-        seed = weights_seed(trial.random_seed, str(assigned.seed), assigned.artifact_id, trial.event_id)
-        return Candidate(assigned.seed, self.kernel(assigned.artifact_id), seed, assigned.strategy, assigned.span)
+        found = run_trial(run, candidates_of(trial, self.kernel), options_of(trial), stop=stop)
+        return trial_result(job, found)
 
     def _twin(self, job: nursery_pb2.Job, emit: Emit, stop: Stop) -> nursery_pb2.JobResult:
         run = self._host(job.twin.point)
@@ -133,6 +118,37 @@ class NurseryWorker:
 
     def _kernels(self, specs: Sequence[GraftSpec]) -> dict[str, Kernel]:
         return {spec.artifact_id: self.kernel(spec.artifact_id) for spec in specs if not spec.folded}
+
+
+def candidates_of(trial: nursery_pb2.Trial, kernel: Callable[[str], Kernel]) -> list[Candidate]:
+    """A trial's candidates, their kernels from `kernel(artifact_id)`."""
+
+    def candidate(message: control_pb2.Assignment) -> Candidate:
+        assigned = read_assignment(message)
+        seed = weights_seed(trial.random_seed, str(assigned.seed), assigned.artifact_id, trial.event_id)
+        return Candidate(assigned.seed, kernel(assigned.artifact_id), seed, assigned.strategy, assigned.span)
+
+    return [candidate(message) for message in trial.candidates]
+
+
+def options_of(trial: nursery_pb2.Trial) -> TrialOptions:
+    return TrialOptions(
+        steps=trial.steps,
+        measure_every_steps=trial.measure_every_steps,
+        halving_step=trial.halving_step,
+        keep_candidates=trial.keep_candidates,
+    )
+
+
+def trial_result(job: nursery_pb2.Job, found: TrialOutcome) -> nursery_pb2.JobResult:
+    """The result of a trial job, ids and all."""
+    answer = nursery_pb2.TrialResult(
+        event_id=job.trial.event_id,
+        curves=[write_curve(curve, job.run_id) for curve in found.curves],
+        host_steps=found.host_steps,
+        batched=found.batched,
+    )
+    return nursery_pb2.JobResult(job_id=job.job_id, run_id=job.run_id, trial=answer, flops=found.flops)
 
 
 def failed(job: nursery_pb2.Job, error: Exception) -> nursery_pb2.JobResult:

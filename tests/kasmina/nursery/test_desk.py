@@ -131,6 +131,23 @@ async def test_a_cancelled_job_says_so():
         office.desk.cancel("j9")
 
 
+async def test_a_watcher_that_comes_back_hears_what_it_missed_of_an_answer():
+    office, heard = Office(), []
+    part = nursery_pb2.JobResult(job_id="j1", run_id="run-1", twin=nursery_pb2.TwinResult(partial=True))
+    office.workers.partial = [part, part]
+    office.desk.submit(job(1))
+    await office.answer("j1")
+    office.workers.partial = []
+    office.desk.submit(job(2, run_id="run-2"))
+    await office.answer("j2")
+    async with asyncio.timeout(10):
+        async for result in office.desk.watch("run-1"):
+            heard.append((result.job_id, result.twin.partial))
+            if not result.twin.partial:
+                break
+    assert heard == [("j1", True), ("j1", True), ("j1", False)]
+
+
 async def test_a_watcher_hears_kept_results_then_partial_and_final_ones_of_its_run():
     office = Office()
     office.desk.submit(job(1))

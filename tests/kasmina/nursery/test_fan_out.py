@@ -181,3 +181,12 @@ def test_a_candidate_inside_a_fused_block_is_measured_without_grad():
     torch.testing.assert_close(fused, open_.detach(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(fused, run.losses(run.outputs(run.model, batch), batch).detach(), atol=1e-3)
     assert run.model.block.activation_relu_or_gelu == 1
+
+
+def test_looking_for_the_mode_leaves_every_module_in_its_own():
+    run, fan = fan_out(regression(lambda: Residual(dropout=0.5)), "site")
+    run.model.train()
+    run.model.drop.eval()
+    before = [module.training for module in run.model.modules()]
+    assert fan.prepare(run.batches(0)[0]) == "input"
+    assert [module.training for module in run.model.modules()] == before

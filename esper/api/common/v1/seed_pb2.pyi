@@ -212,6 +212,7 @@ class Graft(google.protobuf.message.Message):
     FOLDED_FIELD_NUMBER: builtins.int
     INSERTED_STEP_FIELD_NUMBER: builtins.int
     ALPHA_FIELD_NUMBER: builtins.int
+    FROZEN_FIELD_NUMBER: builtins.int
     artifact_id: builtins.str
     """Kernel it runs."""
     blueprint_id: builtins.str
@@ -226,6 +227,8 @@ class Graft(google.protobuf.message.Message):
     """Step at which it was inserted."""
     alpha: builtins.float
     """Blend factor when this was written, 0 to 1."""
+    frozen: builtins.bool
+    """True: a fossil that no longer learns."""
     @property
     def seed(self) -> global___SeedRef:
         """Which seed."""
@@ -246,8 +249,9 @@ class Graft(google.protobuf.message.Message):
         folded: builtins.bool = ...,
         inserted_step: builtins.int = ...,
         alpha: builtins.float = ...,
+        frozen: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["seed", b"seed", "span", b"span"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alpha", b"alpha", "artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "folded", b"folded", "inserted_step", b"inserted_step", "seed", b"seed", "span", b"span", "state", b"state", "strategy", b"strategy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alpha", b"alpha", "artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "folded", b"folded", "frozen", b"frozen", "inserted_step", b"inserted_step", "seed", b"seed", "span", b"span", "state", b"state", "strategy", b"strategy"]) -> None: ...
 
 global___Graft = Graft

@@ -214,6 +214,8 @@ class SeedStatus(google.protobuf.message.Message):
     BLUEPRINT_ID_FIELD_NUMBER: builtins.int
     FOLDED_FIELD_NUMBER: builtins.int
     RAMP_STEPS_FIELD_NUMBER: builtins.int
+    FROZEN_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
     state: esper.api.common.v1.seed_pb2.SeedState.ValueType
     """Where it is in its life."""
     state_step: builtins.int
@@ -246,6 +248,10 @@ class SeedStatus(google.protobuf.message.Message):
     """True: a fossil whose algebra was folded into the host's own weights."""
     ramp_steps: builtins.int
     """Steps of its alpha ramp."""
+    frozen: builtins.bool
+    """True: a fossil that no longer learns."""
+    held: builtins.bool
+    """True: alpha was set by hand, and its ramp rests."""
     @property
     def seed(self) -> esper.api.common.v1.seed_pb2.SeedRef:
         """Which seed."""
@@ -275,8 +281,10 @@ class SeedStatus(google.protobuf.message.Message):
         blueprint_id: builtins.str = ...,
         folded: builtins.bool = ...,
         ramp_steps: builtins.int = ...,
+        frozen: builtins.bool = ...,
+        held: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["seed", b"seed", "span", b"span"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["alpha", b"alpha", "artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "embargo_until_step", b"embargo_until_step", "errors", b"errors", "event_id", b"event_id", "family", b"family", "folded", b"folded", "inserted_step", b"inserted_step", "parameter_count", b"parameter_count", "ramp_steps", b"ramp_steps", "reason", b"reason", "seed", b"seed", "span", b"span", "state", b"state", "state_step", b"state_step", "strategy", b"strategy", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alpha", b"alpha", "artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "embargo_until_step", b"embargo_until_step", "errors", b"errors", "event_id", b"event_id", "family", b"family", "folded", b"folded", "frozen", b"frozen", "held", b"held", "inserted_step", b"inserted_step", "parameter_count", b"parameter_count", "ramp_steps", b"ramp_steps", "reason", b"reason", "seed", b"seed", "span", b"span", "state", b"state", "state_step", b"state_step", "strategy", b"strategy", "title", b"title"]) -> None: ...
 
 global___SeedStatus = SeedStatus

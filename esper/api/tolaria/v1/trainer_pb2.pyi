@@ -405,8 +405,9 @@ class CheckpointManifest(google.protobuf.message.Message):
     DECISION_SEQUENCE_FIELD_NUMBER: builtins.int
     VALIDATION_LOSS_FIELD_NUMBER: builtins.int
     TIME_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
     version: builtins.int
-    """Version of this form, 1 today."""
+    """Version of this form and of the files beside it, 2 today."""
     run_id: builtins.str
     """The run."""
     step: builtins.int
@@ -425,7 +426,9 @@ class CheckpointManifest(google.protobuf.message.Message):
     """Validation loss at this step. Unset: not measured."""
     @property
     def tensors(self) -> esper.api.common.v1.training_pb2.SnapshotReference:
-        """Tensors: model, optimiser, scheduler, generators."""
+        """Tensors: model, optimiser, scheduler, generators. In a checkpoint on disk: the small ones, and what is
+        beside the tensors; the large ones are in `files`.
+        """
 
     @property
     def grafts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[esper.api.common.v1.seed_pb2.Graft]:
@@ -438,6 +441,12 @@ class CheckpointManifest(google.protobuf.message.Message):
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was taken."""
+
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TensorFile]:
+        """Files of the large tensors, filled in by who writes the checkpoint. Empty: there is no large one, or
+        the checkpoint is not written yet.
+        """
 
     def __init__(
         self,
@@ -455,12 +464,39 @@ class CheckpointManifest(google.protobuf.message.Message):
         decision_sequence: builtins.int = ...,
         validation_loss: builtins.float | None = ...,
         time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        files: collections.abc.Iterable[global___TensorFile] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_validation_loss", b"_validation_loss", "tensors", b"tensors", "time", b"time", "validation_loss", b"validation_loss"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_validation_loss", b"_validation_loss", "controller_state", b"controller_state", "decision_sequence", b"decision_sequence", "grafts", b"grafts", "journal_position", b"journal_position", "last_command_sequence", b"last_command_sequence", "run_id", b"run_id", "scalars_json", b"scalars_json", "seeds", b"seeds", "step", b"step", "tensors", b"tensors", "time", b"time", "validation_loss", b"validation_loss", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_validation_loss", b"_validation_loss", "controller_state", b"controller_state", "decision_sequence", b"decision_sequence", "files", b"files", "grafts", b"grafts", "journal_position", b"journal_position", "last_command_sequence", b"last_command_sequence", "run_id", b"run_id", "scalars_json", b"scalars_json", "seeds", b"seeds", "step", b"step", "tensors", b"tensors", "time", b"time", "validation_loss", b"validation_loss", "version", b"version"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_validation_loss", b"_validation_loss"]) -> typing.Literal["validation_loss"] | None: ...
 
 global___CheckpointManifest = CheckpointManifest
+
+@typing.final
+class TensorFile(google.protobuf.message.Message):
+    """One large tensor of a checkpoint, as a safetensors file "<digest>.safetensors" in the checkpoint's folder."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """sha256 of the file, in hexadecimal."""
+    size_bytes: builtins.int
+    """Size of the file in bytes."""
+    shared: builtins.bool
+    """True: an older checkpoint had the same file already, and these bytes were not written again."""
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        shared: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "shared", b"shared", "size_bytes", b"size_bytes"]) -> None: ...
+
+global___TensorFile = TensorFile
 
 @typing.final
 class JournalEntry(google.protobuf.message.Message):
