@@ -1,216 +1,190 @@
 """Write a grown model as plain torch source with its weights: no Esper needed to use it.
 
-The forward is traced symbolically (torch.fx), so grafts become ordinary lines of it.
-Layers of torch.nn stay layers; blueprints become small classes; anything else is
-traced through. The result is run against the model before it is given out.
+The forward is traced symbolically (torch.fx), so grafts become ordinary lines of it:
+layers of torch.nn stay layers, blueprints become small classes, anything else is traced
+through, and the result can be trained. A forward that has branches on shapes is traced by
+torch.export instead, as torch's operations on the weights, for evaluation only. The
+result is run against the model before it is given out.
 """
 
-import builtins
-import re
-import sys
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree
 
-from esper.blueprint.emit import IMPORTS, emit_module
-from esper.blueprint.lower import Lowered
 from esper.errors import PreconditionFailed
-from esper.host.constructor import constructor_call
-from esper.host.trace import Example, trace
+from esper.host.program import (
+    VARYING,
+    Program,
+    conditions_alone,
+    described,
+    fossil_state,
+    other_sizes,
+    resized,
+    trace_program,
+    widened,
+)
+from esper.host.source import constructor_lines, state_of, write_layers, write_program
+from esper.host.trace import Example, entry_of, plain_output, trace
 
-_HEADER = '''"""{title}
-
-Plain torch: needs nothing but torch.
-
-    from model import load
-    model = load("model.pt")
-"""
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-'''
-_LOAD = '''
-
-def load(path="model.pt"):
-    """The model with its weights, in eval mode."""
-    model = Model()
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return model.eval()
-'''
-
-
-# torch.fx ends a line by dropping values after their last use; for a reader that is noise
-_RELEASE = re.compile(r";  (\w+ = )+None")
-# names by which torch.fx writes values that have no source of their own
-_CONSTANTS = {
-    "inf": "from math import inf",
-    "nan": "from math import nan",
-    "device": "from torch import device",
-    "NoneType": "NoneType = type(None)",
-}
+# Of each dtype, how far a program may be from the model relative to the largest value: the model takes other
+# kernels where it sees that a mask hides nothing, which a trace for every shape cannot know.
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Source of `model.py` and the tensors of `model.pt`."""
+    """Source of `model.py` and the tensors of `model.pt`.
+
+    `reason` is empty where layers were written. Where a program for evaluation was, it says why no layers
+    could be, and `inputs` for which inputs the program is good.
+    """
 
     source: str
     state: dict[str, Tensor]
+    inputs: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def evaluation_only(self) -> bool:
+        return bool(self.reason)
+
+    def description(self) -> str:
+        """Which of the two was written, for a reader."""
+        if not self.evaluation_only:
+            return "layers, which can be trained further"
+        lines = "".join(f"\n    {line}" for line in self.inputs)
+        return f"a program for evaluation, good for inputs with{lines}\nbecause {self.reason}"
 
 
 def export_model(model: nn.Module, example: Example, title: str) -> Exported:
-    """`model`, traced in eval mode, as plain torch.
+    """`model`, traced in eval mode, as plain torch: as layers or, where that is not possible, for evaluation.
 
-    `example` are its arguments, by position or by name, on which the source must agree with
-    it bit for bit. The source takes these arguments; others are the defaults they have. An
-    output class of another package is written as a dict.
+    `example` are its arguments, by position or by name. The source takes these arguments; others are the
+    defaults they have. Layers must agree with the model on `example` bit for bit, a program for evaluation
+    within rounding and, where sizes may vary, at other sizes too. An output class of another package is
+    written as a dict of its fields, or a tuple where it names none.
 
-    Raises PreconditionFailed for a model that cannot be traced, with the place and the reason.
+    Raises PreconditionFailed for a model that can be written in neither way, with the place and both reasons.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        graph, held = trace(model, example)
-        classes: dict[str, str] = {}
-        lines = _constructor(held, graph, classes)
-        source = _write(title, classes, lines, graph, type(model).__name__)
-        state = _state(held, graph)
-        _prove(source, state, model, example)
+        try:
+            return _as_layers(model, example, title)
+        except PreconditionFailed as error:
+            return _as_program(model, example, title, error)
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _as_layers(model: nn.Module, example: Example, title: str) -> Exported:
+    graph, held = trace(model, example)
+    classes: dict[str, str] = {}
+    lines = constructor_lines(held, graph, classes)
+    source = write_layers(title, classes, lines, graph, type(model).__name__)
+    state = state_of(held, graph)
+    _prove(_made(source, state, type(model).__name__), model, example, _same)
     return Exported(source, state)
 
 
-def _constructor(model: nn.Module, graph: fx.Graph, classes: dict[str, str]) -> list[str]:
-    """Statements of `Model.__init__` that make every layer and tensor the graph uses."""
-    layers = _targets(graph, "call_module")
-    lines: list[str] = []
-    made: set[str] = set()
-    for path in layers:
-        _containers(path, made, lines)
-        lines.append(f"{_owner(path)}.add_module({_leaf(path)!r}, {_layer(model.get_submodule(path), classes)})")
-        made.add(path)  # a layer that carries grafts is also what encloses them
-    for path in _targets(graph, "get_attr"):
-        if path.rpartition(".")[0] not in layers:  # otherwise the layer brings it
-            _containers(path, made, lines)
-            lines.append(_tensor(path, _attribute(model, path)))
-    return lines
-
-
-def _targets(graph: fx.Graph, op: str) -> list[str]:
-    return list(dict.fromkeys(str(node.target) for node in graph.nodes if node.op == op))
-
-
-def _containers(path: str, made: set[str], lines: list[str]) -> None:
-    """Empty modules for the enclosing names of a path."""
-    parts = path.split(".")[:-1]
-    for depth in range(1, len(parts) + 1):
-        prefix = ".".join(parts[:depth])
-        if prefix not in made:
-            made.add(prefix)
-            lines.append(f"{_owner(prefix)}.add_module({_leaf(prefix)!r}, nn.Module())")
-
-
-def _owner(path: str) -> str:
-    parent = path.rpartition(".")[0]
-    return f"self.get_submodule({parent!r})" if parent else "self"
-
-
-def _leaf(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
-def _layer(module: nn.Module, classes: dict[str, str]) -> str:
-    if isinstance(module, Lowered):
-        name = f"Blueprint{len(classes) + 1}"
-        body = emit_module(module.graph, module.interface, name).removeprefix(IMPORTS).strip()
-        known = next((n for n, text in classes.items() if text.replace(n, name, 1) == body), None)
-        if known is None:
-            classes[name] = body
-        dtype = next((p.dtype for p in module.parameters()), module.interface.dtype)
-        return f"{known or name}()" + ("" if dtype is module.interface.dtype else f".to({dtype})")
-    expression = constructor_call(module)
-    assert expression is not None
-    return expression
-
-
-def _tensor(path: str, tensor: Tensor) -> str:
-    empty = f"torch.empty({tuple(tensor.shape)}, dtype={tensor.dtype})"
-    if isinstance(tensor, nn.Parameter):
-        return f"{_owner(path)}.register_parameter({_leaf(path)!r}, nn.Parameter({empty}))"
-    return f"{_owner(path)}.register_buffer({_leaf(path)!r}, {empty})"
-
-
-def _attribute(model: nn.Module, path: str) -> Tensor:
-    owner, _, name = path.rpartition(".")
-    value = getattr(model.get_submodule(owner), name)
-    if not isinstance(value, Tensor):
-        raise PreconditionFailed(f"{path} is a {type(value).__name__}, and plain source holds tensors only")
-    return value
-
-
-def _write(title: str, classes: dict[str, str], lines: list[str], graph: fx.Graph, name: str) -> str:
-    code = graph.python_code("self")
-    own = code.src[code.src.index("def forward(") :]  # statements before it serve another trace
-    forward = textwrap.indent(_RELEASE.sub("", own.strip()), "    ")
-    init = textwrap.indent("\n".join(lines), " " * 8)
-    header = _HEADER.format(title=title) + "".join(f"{line}\n" for line in _imports(code.globals, forward, name))
-    parts = [header, *(f"\n\n{text.strip()}\n" for text in classes.values())]
-    parts.append(
-        f"\n\nclass Model(nn.Module):\n    def __init__(self):\n        super().__init__()\n{init}\n\n{forward}\n"
-    )
-    return "".join(parts) + _LOAD
-
-
-def _imports(names: Mapping[str, Any], forward: str, model: str) -> list[str]:
-    """Lines that define what the forward names beside torch. Raises PreconditionFailed for another package's."""
-    lines = []
-    for name, value in sorted(names.items()):
-        if name == "torch" or not re.search(rf"\b{name}\b", forward) or getattr(builtins, name, None) is value:
+def _as_program(model: nn.Module, example: Example, title: str, why_no_layers: PreconditionFailed) -> Exported:
+    """The program for the widest choice of sizes that says what the model says."""
+    reason: PreconditionFailed = why_no_layers
+    for varying in VARYING:
+        try:
+            entry, named = entry_of(model, example)
+            traced = named if varying is VARYING[-1] else widened(named)
+            program = trace_program(entry, traced, varying)
+        except PreconditionFailed as error:
+            reason = error
             continue
-        module, own = getattr(value, "__module__", "") or "", getattr(value, "__qualname__", name)
-        if name in _CONSTANTS:
-            lines.append(_CONSTANTS[name])
-        elif module.partition(".")[0] in sys.stdlib_module_names and own.isidentifier():
-            lines.append(f"from {module} import {own} as {name}")
-        else:
-            raise PreconditionFailed(
-                f"{model} cannot be written as plain source: its forward uses "
-                f"{module or type(value).__module__}.{own}, which plain torch does not have"
-            )
-    return lines
+        for each in _with_and_without_alone(entry, model, program, traced, example):
+            try:
+                return _written(each, model, example, traced, title, str(why_no_layers))
+            except PreconditionFailed as error:
+                reason = error
+    raise PreconditionFailed(f"{why_no_layers}; nor as a program for evaluation by torch.export ({reason})") from reason
 
 
-def _state(held: nn.Module, graph: fx.Graph) -> dict[str, Tensor]:
-    """The tensors that the graph uses: of whole layers their state, else the tensor itself, persistent or not."""
-    layers = _targets(graph, "call_module")
-    within = tuple(f"{path}." for path in layers)
-    state = {name: tensor for name, tensor in held.state_dict().items() if name.startswith(within)}
-    state |= {path: _attribute(held, path) for path in _targets(graph, "get_attr")}
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+def _written(
+    program: Program, model: nn.Module, example: Example, traced: Mapping[str, Any], title: str, reason: str
+) -> Exported:
+    """A program's source and state. Raises PreconditionFailed where they say something else than the model."""
+    inputs, checks = described(program, traced)
+    extra = fossil_state(program.held)
+    lines = constructor_lines(program.held, program.graph, {}, extra)
+    source = write_program(title, inputs, checks, lines, program.graph)
+    state = state_of(program.held, program.graph, extra)
+    made = _made(source, state, type(model).__name__)
+    _prove(made, model, example, close)
+    for other in other_sizes(program, traced):
+        again = _like(example, other)
+        if _accepts(made, again) and _takes(model, again):
+            _prove(made, model, again, close)
+    return Exported(source, state, tuple(inputs), reason)
 
 
-def _prove(source: str, state: dict[str, Tensor], model: nn.Module, example: Example) -> None:
-    """Run the source and compare. Raises PreconditionFailed where it does not say the same."""
-    name = type(model).__name__
+def _accepts(made: nn.Module, example: Example) -> bool:
+    """Whether a program's own check lets an example in."""
+    check: Callable[..., None] = made._check  # type: ignore[assignment]  # it is in the source
+    try:
+        check(**example) if isinstance(example, Mapping) else check(*example)
+    except ValueError:
+        return False
+    return True
+
+
+def _takes(model: nn.Module, example: Example) -> bool:
+    try:
+        _leaves(model, example)
+    except Exception:  # user code, which need not take other sizes
+        return False
+    return True
+
+
+def _with_and_without_alone(
+    entry: nn.Module, model: nn.Module, program: Program, traced: Mapping[str, Any], example: Example
+) -> Iterator[Program]:
+    """The program, first good for a batch of one too where such a one can be traced, then for more than one only."""
+    if program.domain.batch:
+        single = resized(program, traced, program.domain.batch, 1)
+        if _takes(model, _like(example, single)):
+            try:
+                alone = conditions_alone(entry, single, program.domain)
+                yield Program(program.graph, program.held, program.domain, alone)
+            except PreconditionFailed:
+                pass  # then there must be more
+    yield program
+
+
+def _like(example: Example, named: Mapping[str, Any]) -> Example:
+    """Arguments by name as the example has them: by name or by position."""
+    return named if isinstance(example, Mapping) else tuple(named.values())
+
+
+def _made(source: str, state: dict[str, Tensor], name: str) -> nn.Module:
     try:
         made = run_source(source)
         made.load_state_dict(state)
-        got = _leaves(made.eval(), example)
     except Exception as error:  # source of a graph that says something else than the model may fail in any way
-        raise PreconditionFailed(
-            f"the plain source of {name} does not run ({type(error).__name__}: {error}); its forward depends on "
-            "something a trace does not see"
-        ) from error
+        raise _does_not_run(name, error) from error
+    return made.eval()
+
+
+def _prove(made: nn.Module, model: nn.Module, example: Example, same: Callable[[Any, Any], bool]) -> None:
+    """Run both and compare. Raises PreconditionFailed where they do not say the same."""
+    name = type(model).__name__
+    try:
+        got = _leaves(made, example)
+    except Exception as error:  # as above
+        raise _does_not_run(name, error) from error
     want = _leaves(model, example)
-    if len(got) != len(want) or not all(map(_same, got, want)):
+    if len(got) != len(want) or not all(map(same, got, want)):
         pairs = [(a, b) for a, b in zip(got, want, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
         raise PreconditionFailed(
             f"the plain source of {name} gives other outputs (largest difference {_largest(pairs):.3g}); "
@@ -218,10 +192,27 @@ def _prove(source: str, state: dict[str, Tensor], model: nn.Module, example: Exa
         )
 
 
+def _does_not_run(name: str, error: Exception) -> PreconditionFailed:
+    return PreconditionFailed(
+        f"the plain source of {name} does not run ({type(error).__name__}: {error}); its forward depends on "
+        "something a trace does not see"
+    )
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two leaves are the same but for rounding."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.dtype in _ROUNDING):
+        return _same(a, b)
+    a, b = a.detach(), b.detach()
+    largest = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
+    bound = _ROUNDING[a.dtype]
+    return a.shape == b.shape and torch.allclose(a, b, rtol=bound, atol=bound * largest, equal_nan=True)
+
+
 def _leaves(model: nn.Module, example: Example) -> list[Any]:
     with torch.no_grad():
         output = model(**example) if isinstance(example, Mapping) else model(*example)
-    return [leaf for leaf in _pytree.tree_leaves(output) if leaf is not None]
+    return [leaf for leaf in _pytree.tree_leaves(plain_output(output)) if leaf is not None]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -4,6 +4,7 @@ Layers of torch.nn and blueprints stay whole; everything else is gone through. T
 model is not touched: what a trace stores is stored beside it.
 """
 
+import dataclasses
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ def trace(model: nn.Module, example: Example) -> tuple[fx.Graph, nn.Module]:
     The graph takes the example's arguments; any other argument is the default it has.
     Raises PreconditionFailed for a forward that cannot be traced, with the place and the reason.
     """
-    entry = _entry(model, example)
+    entry, _ = entry_of(model, example)
     try:
         graph = _Tracer().trace(entry)
     except Exception as error:  # user code meets proxies here and may raise anything
@@ -71,13 +72,14 @@ class _Tracer(fx.Tracer):
         return (tensor, own[1]) if in_tuple else tensor
 
 
-def _entry(model: nn.Module, example: Example) -> nn.Module:
-    """A module with the model's parts and a forward of the example's arguments alone.
+def entry_of(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, Any]]:
+    """A module with the model's parts and a forward of the example's arguments alone, and those by its names.
 
     Without it every optional argument would be a proxy, which is not None.
     """
     named = isinstance(example, Mapping)
     names = list(example) if isinstance(example, Mapping) else _positional(model, len(example))
+    values = list(example.values()) if isinstance(example, Mapping) else list(example)
     arguments = ", ".join(f"{name}={name}" if named else name for name in names)
     made: dict[str, Any] = {}
     # the model's own globals, because the tracer looks there for functions of `math`
@@ -85,8 +87,18 @@ def _entry(model: nn.Module, example: Example) -> nn.Module:
     exec(f"def forward(self, {', '.join(names)}):\n    return self.{_FORWARD}({arguments})", space, made)
     entry: nn.Module = type("Entry", (nn.Module,), {"forward": made["forward"]})()
     vars(entry).update(vars(model))
-    vars(entry)[_FORWARD] = model.forward
-    return entry
+    vars(entry)[_FORWARD] = lambda *args, **kwargs: plain_output(model.forward(*args, **kwargs))
+    return entry, dict(zip(names, values, strict=True))
+
+
+def plain_output(value: Any) -> Any:
+    """An output, a dataclass in it as the dict of its fields that are not None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | Mapping):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: plain_output(part) for name, part in fields.items() if part is not None}
+    if type(value) in (list, tuple):
+        return type(value)(plain_output(part) for part in value)
+    return {key: plain_output(part) for key, part in value.items()} if type(value) is dict else value
 
 
 def _positional(model: nn.Module, count: int) -> list[str]:

@@ -115,6 +115,8 @@ def write_result(spec: TrainSpec, task: Task, session: Session) -> None:
         exported = export_model(model, (task.micro_batches(0)[0][0],), f"The model of run {spec.run_id}.")
         (folder / MODEL).write_text(exported.source)
         torch.save(exported.state, folder / WEIGHTS)
+        if exported.evaluation_only:
+            session.run.post_note("info", f"model.py is {exported.description()}")
     except EsperError as error:
         result["export"] = str(error)
         torch.save(model.state_dict(), folder / WEIGHTS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.errors import Corrupt
+from esper.errors import Corrupt, PreconditionFailed
 from esper.host.export import export_model
 from esper.kasmina.lifecycle import State
 from esper.runtime.rebuild import _put_used, export_run, rebuild_run
@@ -28,14 +28,33 @@ def make_task():
     return builders.task(Keeps)
 
 
+class Branches(nn.Module):
+    """No symbolic trace can follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc(x) if x.shape[0] < 100 else x
+
+
+def make_branching_task():
+    return builders.task(Branches)
+
+
 @pytest.fixture
 def run(tmp_path):
+    return stored(tmp_path, make_task)
+
+
+def stored(tmp_path, make):
     """A run of that task without fossils, whose model is not as it was made."""
-    model = builders.stir(make_task().build_model()).eval()
+    model = builders.stir(make().build_model()).eval()
     found = export_model(model, (builders.rows(),), "A test.")
     (tmp_path / "model.py").write_text(found.source)
     torch.save(found.state, tmp_path / "model.pt")
-    spec = {"run_id": "r", "task": f"{__name__}:make_task", "arguments": {}, "import_paths": []}
+    spec = {"run_id": "r", "task": f"{__name__}:{make.__name__}", "arguments": {}, "import_paths": []}
     return StoredRun(tmp_path, spec, {}, {})
 
 
@@ -68,3 +87,24 @@ def test_a_fossil_without_weights_is_damage(run):
     state = {name: tensor for name, tensor in handle.model.state_dict().items() if "esper_" not in name}
     with pytest.raises(Corrupt, match=r"model\.pt has no weights for 2\.esper_0\.body\."):
         _put_used(run, handle.model, state)
+
+
+def test_a_program_for_evaluation_is_rebuilt_and_exported_and_said_to_be_one(tmp_path):
+    run = stored(tmp_path, make_branching_task)
+    assert "outputs equal those of model.py" in rebuild_run(run)
+    said = export_run(run, str(tmp_path / "out"))
+    assert "a program for evaluation, good for inputs with\n    x: torch.float32 [*, 5]" in said
+    assert "because Branches cannot be written as plain source" in said
+    assert "x.shape[0] <= 99" in (tmp_path / "out" / "model.py").read_text()
+
+
+def test_a_program_that_does_not_take_a_batch_is_said_to_be_the_reason(tmp_path):
+    run = stored(tmp_path, make_branching_task)
+    source = (tmp_path / "model.py").read_text()
+    (tmp_path / "model.py").write_text(source.replace("x.shape[0] <= 99", "x.shape[0] <= 1"))
+    with pytest.raises(PreconditionFailed, match=r"model\.py does not take a batch .* x\.shape\[0\] <= 1"):
+        rebuild_run(run)
+
+
+def test_layers_are_said_to_be_layers(run, tmp_path):
+    assert export_run(run, str(tmp_path / "out")).endswith("layers, which can be trained further")
