@@ -92,7 +92,6 @@ TORCH = {
         EncoderDecoder,
         lambda: {"src": drawn(2, 6, 16), "tgt": drawn(2, 5, 16)},
         [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer],
-        untraceable="control flow",
     ),
     "unet": Architecture(UNet, lambda: {"x": drawn(2, 1, 8, 8)}, [nn.Conv2d, nn.BatchNorm2d]),
 }

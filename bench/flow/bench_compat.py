@@ -12,8 +12,8 @@ optimiser holds what the model has, and it goes on learning.
 `never_looks_ahead`, for causal models: with a seed that mixes positions at any site, no output sees a
 later input.
 `exports_to_torch`: the grown model as plain torch gives the same outputs in a process without Esper.
-`export_refused_by_name`: where torch.fx cannot trace a forward, the export says so with the reason, and
-leaves the model as it was.
+`export_refused_by_name`: where neither torch.fx nor torch.export can trace a forward into plain torch, the export
+says so with both reasons, and leaves the model as it was.
 `unwraps`: a model unwrapped is the plain one again, never grown or with a seed on trial; a fossil that
 was kept as a branch stays and computes the same.
 `refused_by_name`: what cannot carry seeds is refused with its name.
@@ -54,7 +54,7 @@ from esper.kasmina.wrap import wrap
 NAME = "compat"
 ALL = Target(1.0, at_least=True)
 SHOWN = 5  # reasons for a 0
-QUICK = ("mlp", "transformer")  # one that is exported and one that is not
+QUICK = ("mlp", "transformer")  # one that is exported as layers and one as a program
 # package: what makes its architectures, and how it is installed
 PACKAGES = {
     "transformers": (transformers_architectures, "pip install -e .[dev]"),

@@ -14,8 +14,8 @@ def geometric_architectures() -> dict[str, Architecture]:
     nn: Any = importlib.import_module("torch_geometric.nn")
     shape = {"in_channels": 6, "hidden_channels": 16, "num_layers": 3, "out_channels": 4, "dropout": 0.2}
     return {
-        "gcn": Architecture(lambda: nn.GCN(**shape), _graph, [nn.GCNConv], untraceable="propagate"),
-        "gat": Architecture(lambda: nn.GAT(**shape, heads=2), _graph, [nn.GATConv], untraceable="control flow"),
+        "gcn": Architecture(lambda: nn.GCN(**shape), _graph, [nn.GCNConv]),
+        "gat": Architecture(lambda: nn.GAT(**shape, heads=2), _graph, [nn.GATConv]),
     }
 
 

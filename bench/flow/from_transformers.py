@@ -20,15 +20,8 @@ _CONVOLUTIONAL = {"num_channels": 3, "hidden_sizes": [12, 20], "depths": [1, 1],
 _SPEECH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 # what a layer drops at random as a whole, or masks with numpy's generator, is left on: nothing of the kind
 _EVERY_LAYER = {"layerdrop": 0.0, "apply_spec_augment": False}
-# What an export says of each forward: of most, that it branches on a shape, for which a trace has no value.
-_BRANCHES = "control flow"
-_UNTRACEABLE = {
-    **dict.fromkeys(("bert", "albert", "distilbert"), "slice indices"),
-    "efficientnet": "",  # it can be traced
-    "mamba": "not installed as a submodule",  # it makes its activation anew in every call
-    "mobilenet-v2": "int() argument",
-    "opt": "ones()",
-}
+# what an export says of its experts, which only the package's own operator multiplies
+_UNTRACEABLE = {"mixtral": "transformers.grouped_mm_fallback"}
 
 
 def transformers_architectures() -> dict[str, Architecture]:
@@ -36,10 +29,6 @@ def transformers_architectures() -> dict[str, Architecture]:
     hf: Any = importlib.import_module("transformers")
     hf.logging.set_verbosity_error()
     return _decoders(hf) | _encoders(hf) | _readers_and_writers(hf) | _images(hf) | _speech(hf)
-
-
-def _untraceable(name: str) -> str:
-    return _UNTRACEABLE.get(name, _BRANCHES)
 
 
 def _text(**more: Any) -> Mapping[str, Any]:
@@ -75,7 +64,7 @@ def _decoders(hf: Any) -> dict[str, Architecture]:
             _text,
             targets,
             causal="input_ids",
-            untraceable=_untraceable(name),
+            untraceable=_UNTRACEABLE.get(name, ""),
         )
         for name, (model, config, targets) in found.items()
     }
@@ -91,7 +80,7 @@ def _encoders(hf: Any) -> dict[str, Architecture]:
         "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig(**_WIDE, **distil, **positions)),
     }
     return {
-        name: Architecture(lambda m=model, c=config: m(copy.deepcopy(c)), _text, untraceable=_untraceable(name))
+        name: Architecture(lambda m=model, c=config: m(copy.deepcopy(c)), _text)
         for name, (model, config) in found.items()
     }
 
@@ -110,7 +99,6 @@ def _readers_and_writers(hf: Any) -> dict[str, Architecture]:
             lambda m=model, c=config: m(copy.deepcopy(c)),
             lambda: _text(decoder_input_ids=ids(5, _WORDS)),
             causal="decoder_input_ids",
-            untraceable=_untraceable(name),
         )
         for name, (model, config) in found.items()
     }
@@ -144,9 +132,7 @@ def _images(hf: Any) -> dict[str, Architecture]:
         "mobilenet-v2": (hf.MobileNetV2ForImageClassification, hf.MobileNetV2Config(**mobile), None),
     }
     return {
-        name: Architecture(
-            lambda m=model, c=config: m(copy.deepcopy(c)), _pixels, targets, untraceable=_untraceable(name)
-        )
+        name: Architecture(lambda m=model, c=config: m(copy.deepcopy(c)), _pixels, targets)
         for name, (model, config, targets) in found.items()
     }
 
@@ -163,12 +149,10 @@ def _speech(hf: Any) -> dict[str, Architecture]:
         "wav2vec2": Architecture(
             lambda: hf.Wav2Vec2ForCTC(copy.deepcopy(wav2vec)),
             lambda: {"input_values": drawn(2, 200)},
-            untraceable=_BRANCHES,
         ),
         "whisper": Architecture(
             lambda: hf.WhisperForConditionalGeneration(hf.WhisperConfig(**whisper, **words)),
             lambda: {"input_features": drawn(2, 8, 16), "decoder_input_ids": ids(5, _WORDS)},
             causal="decoder_input_ids",
-            untraceable=_BRANCHES,
         ),
     }

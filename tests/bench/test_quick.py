@@ -38,7 +38,6 @@ def test_compat():
         "grows_and_learns",
         "fossilises",
         "exports_to_torch",
-        "export_refused_by_name",
         "unwraps",
         "refused_by_name",
     }
