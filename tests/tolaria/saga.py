@@ -176,7 +176,7 @@ class Course:
         """Without what the clock and the folder's name have part in."""
         lines = (directory / NAME).read_text().replace(str(directory), "").split("\n")[:-1]
         entries = [timeless(json.loads(line)) for line in lines]
-        return cls(_noted(directory / LOSSES), _noted(directory / PACKETS), entries)
+        return cls(losses_of(directory), _noted(directory / PACKETS), entries)
 
     @property
     def last_step(self) -> int:
@@ -192,6 +192,11 @@ class Course:
         assert self.packets == {sequence: calm.packets.get(sequence) for sequence in self.packets}
         entries = {entry["position"]: entry for entry in calm.journal}
         assert self.journal == [entries.get(entry["position"]) for entry in self.journal]
+
+
+def losses_of(directory: Path) -> dict[str, str]:
+    """A run's losses by step and place in the journal."""
+    return _noted(directory / LOSSES)
 
 
 def _noted(path: Path) -> dict[str, str]:

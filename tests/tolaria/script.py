@@ -59,10 +59,12 @@ class Script:
         return control_pb2.Germinate(event_id="event-1", assignments=assignments, nursery_steps=NURSERY_STEPS)
 
     def _after_trial(self, packet: Packet, trial: nursery_pb2.TrialResult) -> Iterable[Command]:
-        ranked = sorted(trial.curves, key=lambda curve: curve.points[-1].losses.mean)
-        for curve in ranked[1:]:
+        tried = [curve for curve in trial.curves if curve.points]  # the others failed, as beside a host that is lost
+        ranked = sorted(tried, key=lambda curve: curve.points[-1].losses.mean)
+        for curve in [*ranked[1:], *(curve for curve in trial.curves if not curve.points)]:
             yield Command(cancel=control_pb2.Cancel(seed=curve.seed))
-        yield Command(insert=control_pb2.Insert(seed=ranked[0].seed, ramp_steps=packet.settings.ramp_steps))
+        for curve in ranked[:1]:
+            yield Command(insert=control_pb2.Insert(seed=curve.seed, ramp_steps=packet.settings.ramp_steps))
 
     def _after_verdict(self, packet: Packet, label: str) -> Iterable[Command]:
         _, name, number, _ = label.split(":")

@@ -22,7 +22,7 @@ from esper.tolaria.journal import NAME
 from esper.tolaria.line import Incoming
 from tests.flow.local import LocalRun
 from tests.tolaria.runs import let_go
-from tests.tolaria.saga import Course, begin, follow, put_back
+from tests.tolaria.saga import begin, follow, losses_of, put_back
 from tests.tolaria.told import SETTING
 
 SHORT = 40  # steps that are compared here after the last drop; test_killed.py takes 100
@@ -58,7 +58,7 @@ def test_a_run_dropped_inside_a_decision_point_repeats_the_rest_of_it(told, kind
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
-@settings(max_examples=10, phases=PHASES)
+@settings(max_examples=10, phases=PHASES, derandomize=True)
 @given(data=st.data())
 def test_a_dropped_run_goes_on_as_if_nobody_had_disturbed_it(told, data):
     first = next(n for n, picture in enumerate(told.pictures) if checkpoints(picture))
@@ -127,7 +127,7 @@ def driven(directory: Path, journal: Path) -> LocalRun:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, phases=PHASES)
+@settings(max_examples=8, phases=PHASES, derandomize=True)
 @given(seed=st.integers(0, 1 << 32), dropped=st.lists(st.integers(100, 300), min_size=1, max_size=2))
 def test_any_live_run_that_was_dropped_is_the_run_that_its_journal_drives(tmp_path_factory, seed, dropped):
     is_what_its_journal_says(tmp_path_factory.mktemp("live"), seed, dropped)
@@ -149,8 +149,9 @@ def is_what_its_journal_says(folder: Path, seed: int, dropped: list[int]) -> Non
         again = driven(folder / "driven", folder / "run" / NAME)
         follow(again, SETTING, 300)
         let_go(again)
-    told = Course.of(folder / "run").losses
-    drove = Course.of(folder / "driven").losses
+    # Losses only, which are by place in the journal. A packet after its last entry may be told twice and otherwise:
+    # what arrives there is not settled yet, and may come sooner to the one who is resumed.
+    told, drove = losses_of(folder / "run"), losses_of(folder / "driven")
     assert len(drove) > 300
     assert {
         place: (loss, told.get(place)) for place, loss in drove.items() if told.get(place) not in (loss, "nan")
