@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from esper.errors import EsperError
 
-LIMIT_S = 60.0
+LIMIT_S = 10.0
 Each = TypeVar("Each")
 
 

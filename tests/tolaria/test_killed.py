@@ -94,7 +94,7 @@ PLACES = st.one_of(
 )
 
 
-@settings(max_examples=12, derandomize=True, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=12, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(setting=st.sampled_from([ADAM, SGD]), places=st.lists(PLACES, min_size=1, max_size=2))
 def test_killed_anywhere_also_while_it_is_resumed(calm, tmp_path_factory, setting, places):
     drill(tmp_path_factory.mktemp("drill"), calm, setting, *places)

@@ -58,7 +58,7 @@ def test_a_run_dropped_inside_a_decision_point_repeats_the_rest_of_it(told, kind
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
-@settings(max_examples=10, phases=PHASES, derandomize=True)
+@settings(max_examples=10, phases=PHASES)
 @given(data=st.data())
 def test_a_dropped_run_goes_on_as_if_nobody_had_disturbed_it(told, data):
     first = next(n for n, picture in enumerate(told.pictures) if checkpoints(picture))
@@ -127,7 +127,7 @@ def driven(directory: Path, journal: Path) -> LocalRun:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, phases=PHASES, derandomize=True)
+@settings(max_examples=8, phases=PHASES)
 @given(seed=st.integers(0, 1 << 32), dropped=st.lists(st.integers(100, 300), min_size=1, max_size=2))
 def test_any_live_run_that_was_dropped_is_the_run_that_its_journal_drives(tmp_path_factory, seed, dropped):
     is_what_its_journal_says(tmp_path_factory.mktemp("live"), seed, dropped)
