@@ -87,7 +87,7 @@ def extension(cuda: Path | None):
     return torch_build.CppExtension(
         "esper.ops.libesper_native",
         sources,
-        depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.h"))],
+        depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.*h"))],
         py_limited_api=True,  # links no libtorch_python
         include_dirs=[str(cuda / "include")] if cuda else [],
         library_dirs=[str(cuda / "lib64")] if cuda else [],

@@ -5,12 +5,12 @@ are a range of columns whatever the layout. One launch serves all slots. Shapes 
 esper.ops checks them and passes dense tensors of one memory order.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels_triton.matrix import device_of, empty_chunk, fold, math_type, pairs
 
 BLOCK = 1024  # elements per program. Untuned: choose with bench/ops/bench_blend.py on the target device
 SUM_BLOCK = 1024
@@ -116,13 +116,13 @@ def blend(
 ) -> Tensor:
     """See esper.ops.blend; `spans` is start and stop of each slot in turn, in channels."""
     out = torch.empty_like(host)
-    rows, width, begins, ends = _fold(host, spans, channel_dim)
+    rows, width, begins, ends = fold(host, spans, channel_dim)
     if out.numel():
         tile, grid = _tile(rows, width)
-        with _device_of(host):
+        with device_of(host):
             forward_kernel[grid](
                 host, tuple(seeds), alphas, out, rows, width, begins, ends,
-                SLOTS=len(begins), CONVEX=convex, MATH=_math(host), **tile,
+                SLOTS=len(begins), CONVEX=convex, MATH=math_type(host), **tile,
             )  # fmt: skip
     return out
 
@@ -137,42 +137,23 @@ def blend_backward(
     convex: bool,
 ) -> list[Tensor]:
     """[d_host, if convex], one d_seed per slot, [d_alphas, if seeds are given]."""
-    rows, width, begins, ends = _fold(grad, spans, channel_dim)
+    rows, width, begins, ends = fold(grad, spans, channel_dim)
     tile, grid = _tile(rows, width)
     d_host = [torch.empty_like(grad)] if convex else []
-    d_seeds = [_empty_chunk(grad, channel_dim, stop - start) for start, stop in _pairs(spans)]
+    d_seeds = [empty_chunk(grad, channel_dim, stop - start) for start, stop in pairs(spans)]
     d_alphas = [torch.zeros_like(alphas)] if seeds else []
     if grad.numel():
         shares = alphas.new_empty(len(begins) * grid[0] if seeds else 0)
         # a pointer that the kernel's constants rule out is never read; any tensor will do for it
-        with _device_of(grad):
+        with device_of(grad):
             backward_kernel[grid](
                 grad, grad if host is None else host, tuple(seeds) or tuple(d_seeds), alphas,
                 d_host[0] if convex else grad, tuple(d_seeds), shares, rows, width, begins, ends,
-                SLOTS=len(begins), CONVEX=convex, SUMS=bool(seeds), MATH=_math(grad), **tile,
+                SLOTS=len(begins), CONVEX=convex, SUMS=bool(seeds), MATH=math_type(grad), **tile,
             )  # fmt: skip
             if seeds:
                 sum_kernel[(len(begins),)](shares, d_alphas[0], grid[0], BLOCK=SUM_BLOCK)
     return [*d_host, *d_seeds, *d_alphas]
-
-
-def _pairs(spans: list[int]) -> list[tuple[int, int]]:
-    return list(zip(spans[::2], spans[1::2], strict=True))
-
-
-def _fold(t: Tensor, spans: list[int], channel_dim: int) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """(rows, width, first column of each slot, column after its last)."""
-    order = sorted(range(t.ndim), key=lambda d: -t.stride(d))  # slowest in memory first
-    place = order.index(channel_dim)
-    rows, unit = 1, 1
-    for d in order[:place]:
-        rows *= t.shape[d]
-    for d in order[place + 1 :]:
-        unit *= t.shape[d]
-    width = t.shape[channel_dim] * unit
-    if spans == [0, t.shape[channel_dim]]:
-        return 1, rows * width, (0,), (rows * width,)  # one long row
-    return rows, width, tuple(s * unit for s in spans[::2]), tuple(s * unit for s in spans[1::2])
 
 
 def _tile(rows: int, width: int) -> tuple[dict[str, int], tuple[int]]:
@@ -180,20 +161,3 @@ def _tile(rows: int, width: int) -> tuple[dict[str, int], tuple[int]]:
     cols = min(BLOCK, triton.next_power_of_2(max(width, 1)))
     down = BLOCK // cols
     return {"ROWS": down, "COLS": cols}, (triton.cdiv(rows, down) * triton.cdiv(width, cols),)
-
-
-def _math(t: Tensor) -> tl.dtype:
-    return tl.float64 if t.dtype == torch.float64 else tl.float32
-
-
-def _empty_chunk(t: Tensor, channel_dim: int, channels: int) -> Tensor:
-    """An uninitialised tensor of t's memory order with `channels` channels."""
-    shape = list(t.shape)
-    shape[channel_dim] = channels
-    order = sorted(range(t.ndim), key=lambda d: -t.stride(d))
-    return torch.empty_permuted(shape, order, dtype=t.dtype, device=t.device)
-
-
-def _device_of(t: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()

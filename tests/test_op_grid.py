@@ -23,6 +23,9 @@ GRID = {
 }
 
 
+SHARED = {"matrix", "aot", "specialisation", "cubin"}  # what serves every op, or none
+
+
 @pytest.mark.parametrize("kind", GRID)
 @pytest.mark.parametrize("op", OPS)
 def test_no_op_has_a_hole(op, kind):
@@ -35,7 +38,7 @@ def test_no_kernel_test_or_bench_is_without_an_op(kind):
     found = {
         re.fullmatch(re.escape(pattern).replace(r"\*", "(.+)"), str(p.relative_to(ROOT)))[1] for p in ROOT.glob(pattern)
     }
-    assert found - {"__init__"} == set(OPS)
+    assert found - {"__init__", *SHARED} == set(OPS)
 
 
 @pytest.mark.parametrize("op", backends.OPS)
@@ -69,4 +72,4 @@ def test_triton_has_a_launcher_of_the_references_parameters(op):
 def test_triton_kernels_import_torch_and_triton_only():
     for path in (ROOT / "kernels_triton").glob("*.py"):
         imported = set(re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.M))
-        assert imported <= {"torch", "triton", "contextlib", "math"}, path.name
+        assert imported <= {"torch", "triton", "kernels_triton", "contextlib", "math"}, path.name

@@ -4,31 +4,19 @@
 // order, so results do not depend on it.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
 
 #include <cstring>
-#include <type_traits>
 #include <utility>
 
 #include "../blend.h"
 #include "half.h"
-
-// One copy of a loop per instruction set, chosen when the library is loaded; no -march.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define ESPER_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define ESPER_CLONES
-#endif
+#include "tiles.h"
+#include "types.h"
 
 namespace esper::cpu {
 
-constexpr int64_t kTile = 16384;   // elements of work per tile: 64 KB of float, inside L2 with its seed and output
-constexpr int64_t kGrain = 2;      // tiles below which a second thread is not worth waking
 constexpr int64_t kLanes = 32;     // partial sums per tile: two AVX-512 registers of float
 constexpr int64_t kColumns = 512;  // rows that are staged, for fp16 or several slots, stay in L1
-
-template <typename T>
-using math_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // `rows` x `cols` elements; a row of the wide tensors (host, out, grad) is `wide` elements, one of the seed `narrow`.
 struct Block {
@@ -125,28 +113,6 @@ void back_one(Block b, const Half* grad, const Half* host, const Half* seed, flo
     }
   }
 }
-
-struct Tile {
-  int64_t row, rows;
-  Span cols;
-};
-
-// Cuts rows x width into tiles; the cut depends on the shape alone.
-struct Tiles {
-  int64_t rows, width, tile_rows, tile_cols, across, count;
-
-  explicit Tiles(const Matrix& m) : rows(m.rows), width(m.width) {
-    tile_cols = std::max<int64_t>(1, std::min(width, kTile));
-    tile_rows = std::max<int64_t>(1, kTile / tile_cols);
-    across = (width + tile_cols - 1) / tile_cols;
-    count = across * ((rows + tile_rows - 1) / tile_rows);
-  }
-
-  Tile operator[](int64_t i) const {
-    const int64_t row = i / across * tile_rows, col = i % across * tile_cols;
-    return {row, std::min(tile_rows, rows - row), {col, std::min(col + tile_cols, width)}};
-  }
-};
 
 inline Span cut(Span a, Span b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
 
@@ -304,17 +270,6 @@ void run_backward(const Folded& f, const Tensor& grad, const std::optional<Tenso
     double total = 0;
     for (int64_t i = 0; i < tiles.count; ++i) total += shares[i * slots + s];
     totals[s] = static_cast<math_t<T>>(total);
-  }
-}
-
-// Calls `run` with a zero of the C++ type of `type`.
-template <typename Run>
-void with_type(ScalarType type, const Run& run) {
-  switch (type) {
-    case ScalarType::Float: return run(float{});
-    case ScalarType::Double: return run(double{});
-    case ScalarType::Half: return run(Half{});
-    default: return run(torch::headeronly::BFloat16{});  // the checks let nothing else through
   }
 }
 

@@ -3,28 +3,18 @@
 // One launch serves all slots. The grid depends on the shape alone and every thread's share of a sum is added in a
 // fixed order, so d_alphas is equal from run to run and from device to device. Nothing here synchronises or
 // allocates outside torch, so a CUDA graph can capture it.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <type_traits>
-
 #include "../blend.h"
+#include "launch.cuh"
+#include "pack.cuh"
 
 namespace esper::cuda {
 
 constexpr int kSlots = 64;              // slots per launch: their table is a kernel argument, 2 KB of the 4 KB allowed
-constexpr int kThreads = 256;           // untuned: choose with bench/ops/bench_blend.py on the target device
-constexpr int kResident = 4;             // blocks per multiprocessor: 64 registers a thread, so that nothing spills
 constexpr int64_t kBlocks = 2048;       // of a launch that sums: more would only lengthen the second pass
-constexpr int64_t kGridRows = 65535;    // the hardware's limit in y
-
-template <typename T>
-using math_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Columns [begin, end) of slot s hold seed[s], dense rows of end - begin elements.
 struct Slots {
@@ -35,57 +25,6 @@ struct Slots {
 
   __device__ int64_t width(int s) const { return end[s] - begin[s]; }
 };
-
-// kVec elements as one word of memory: 16 bytes, or a single element.
-template <typename T, int kVec>
-union Pack {
-  using Word = std::conditional_t<kVec == 1, T, uint4>;
-  static_assert(sizeof(Word) == sizeof(T) * kVec);
-  Word word;
-  T at[kVec];
-  __device__ Pack() {}
-};
-
-// kVec elements at `from`, as one load where all of them are inside; what is outside reads as 0. The intrinsics say
-// that the address is global and the word whole, which the compiler cannot see of a pointer out of a table.
-template <int kVec, typename T>
-__device__ void load(const T* from, int64_t inside, math_t<T> (&to)[kVec]) {
-  Pack<T, kVec> pack;
-  if (inside >= kVec) {
-    pack.word = __ldg(reinterpret_cast<const typename Pack<T, kVec>::Word*>(from));
-  } else {
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) pack.at[i] = i < inside ? __ldg(from + i) : T(0.0f);
-  }
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) to[i] = static_cast<math_t<T>>(pack.at[i]);
-}
-
-template <int kVec, typename T>
-__device__ void store(T* to, int64_t inside, const math_t<T> (&from)[kVec]) {
-  Pack<T, kVec> pack;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) pack.at[i] = static_cast<T>(from[i]);
-  if (inside >= kVec) {
-    __stcg(reinterpret_cast<typename Pack<T, kVec>::Word*>(to), pack.word);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      if (i < inside) __stcg(to + i, pack.at[i]);
-    }
-  }
-}
-
-// Calls body(row, column) for this thread's packs of a rows x width problem; offsets are 64-bit throughout.
-template <int kVec, typename Body>
-__device__ void each_pack(int64_t rows, int64_t width, const Body& body) {
-  const int64_t across = static_cast<int64_t>(gridDim.x) * blockDim.x * kVec;
-  const int64_t down = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += down) {
-    const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
-    for (int64_t col = first; col < width; col += across) body(row, col);
-  }
-}
 
 template <typename T, int kVec, bool kConvex>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -109,19 +48,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
     store<kVec>(out + row * width + col, width - col, sum);
   });
-}
-
-// The sum of `value` over the block, in thread 0; the order of additions is fixed.
-template <typename M>
-__device__ M block_sum(M value) {
-  __shared__ M parts[kThreads / 32];
-  for (int step = 16; step > 0; step /= 2) value += __shfl_down_sync(0xffffffffu, value, step);
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  if (thread % 32 == 0) parts[thread / 32] = value;
-  __syncthreads();
-  M total = 0;
-  for (int i = 0; thread == 0 && i < kThreads / 32; ++i) total += parts[i];
-  return total;
 }
 
 // blockIdx.z is the slot; one more z, where asked for, copies the columns no slot covers to d_host.
@@ -181,24 +107,6 @@ __global__ void __launch_bounds__(kThreads, kResident)
   if (threadIdx.x == 0) d_alphas[blockIdx.x] = static_cast<M>(total);
 }
 
-// libtorch_cuda is not linked: this library also loads where torch has none. It is there whenever a CUDA tensor is.
-cudaStream_t current_stream(int32_t device) {
-  using Getter = AOTITorchError (*)(int32_t, void**);
-  static const Getter get = [] {
-    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return torch_cuda ? reinterpret_cast<Getter>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(get != nullptr, "libtorch_cuda.so is not loaded in this process, so there is no current CUDA stream");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(get(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  STD_TORCH_CHECK(error == cudaSuccess, kernel, " did not launch: ", cudaGetErrorString(error));
-}
-
 struct Shape {
   dim3 grid, block;
 };
@@ -213,8 +121,6 @@ Shape shape_for(int64_t rows, int64_t packs, int64_t slots, int64_t most) {
   down = std::min(down, most ? std::max<int64_t>(1, most / across) : kGridRows);
   return {dim3(across, std::min(down, kGridRows), slots), dim3(x, y)};
 }
-
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // Whether packs of `vec` elements are aligned and never straddle the edge of a slot or the end of a row.
 bool packs_fit(const Folded& f, int64_t vec, std::initializer_list<const void*> wide, const Slots& slots) {
@@ -239,21 +145,6 @@ Slots table(const Folded& f, const Tensors& seeds, const Tensors& d_seeds) {
     if (!d_seeds.empty()) slots.d_seed[s] = d_seeds[s].mutable_data_ptr();
   }
   return slots;
-}
-
-// Calls `run(zero of the C++ type, pack size)`: 16 bytes to a pack where `fits(elements)`, else one element.
-template <typename Fits, typename Run>
-void with_type(ScalarType type, const Fits& fits, const Run& run) {
-  const auto pick = [&](auto zero) {
-    constexpr int kVec = 16 / sizeof(zero);
-    fits(kVec) ? run(zero, std::integral_constant<int, kVec>{}) : run(zero, std::integral_constant<int, 1>{});
-  };
-  switch (type) {
-    case ScalarType::Float: return pick(float{});
-    case ScalarType::Double: return pick(double{});
-    case ScalarType::Half: return pick(__half{});
-    default: return pick(__nv_bfloat16{});  // the checks let nothing else through
-  }
 }
 
 template <typename T, int kVec>
