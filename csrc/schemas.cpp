@@ -15,6 +15,8 @@ STABLE_TORCH_LIBRARY(esper_native, m) {
   m.def(
       "blend_backward(Tensor grad, Tensor? host, Tensor[] seeds, Tensor alphas, int[] spans, int channel_dim, "
       "bool convex) -> Tensor[]");
+  m.def(
+      "seed_stats(Tensor values, int[] spans, int channel_dim, float decay, Tensor(a!) stats) -> ()");
 }
 
 // What this library was built for, as `key=value;...`. Read by esper/ops/extension.py.

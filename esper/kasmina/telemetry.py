@@ -8,7 +8,7 @@ wherever it is called.
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from esper.api.kasmina.v1 import telemetry_pb2
 from esper.host.forward import carries_grafts, install, join_grafts, own_forward, restore
 from esper.host.layout import Layout
 from esper.host.sites import Site
-
-BINS = 32  # of the histogram whose entropy is taken
+from esper.ops import seed_stats
+from esper.ops.seed_stats import ABS_MAX, COLUMNS, DEAD_RATIO, ENTROPY, MEAN, NON_FINITE, VARIANCE, ZERO_RATIO
 
 
 @dataclass(slots=True)
@@ -112,53 +112,74 @@ def _keep_gradient(sample: Sample, gradient: Tensor) -> None:
     sample.gradient = gradient.detach()
 
 
-def reduce(sample: Sample, step: int, active_seeds: int) -> telemetry_pb2.HealthSignal:
-    """Statistics of one sample. What was not seen, was overwritten since, or is not finite, is left unset.
+def reduce(samples: Sequence[Sample], step: int, active_seeds: Mapping[str, int]) -> list[telemetry_pb2.HealthSignal]:
+    """Statistics of one step's samples. What was not seen, was overwritten since, or is not finite, is left unset.
 
-    `non_finite` counts over activation and gradient as far as these were seen.
+    `non_finite` counts over activation and gradient as far as these were seen. Each device is waited for once.
     """
-    signal = telemetry_pb2.HealthSignal(site=sample.site, step=step, active_seeds=active_seeds)
-    seen = []
-    if sample.activation._version == sample.version and sample.activation.numel():
-        seen.append(_reduce_activation(sample.activation.float(), sample.layout, signal))
-    if sample.gradient is not None and sample.gradient.numel():
-        seen.append(_reduce_gradient(sample.gradient.float(), signal))
-    if seen:
-        signal.non_finite = sum(seen)
-    return signal
+    seen = [tensor for sample in samples for tensor in (_activation(sample), _gradient(sample))]
+    rows = _rows(seen, [sample.layout.channel_dim for sample in samples])
+    signals = []
+    for place, sample in enumerate(samples):
+        signal = telemetry_pb2.HealthSignal(site=sample.site, step=step, active_seeds=active_seeds[sample.site])
+        activation, gradient = rows.get(2 * place), rows.get(2 * place + 1)
+        if activation is not None:
+            _write_activation(activation, signal)
+        if gradient is not None:
+            _write_gradient(gradient, seen[2 * place + 1].numel(), signal)  # type: ignore[union-attr]
+        found = [int(row[NON_FINITE]) for row in (activation, gradient) if row is not None]
+        if found:
+            signal.non_finite = sum(found)
+        signals.append(signal)
+    return signals
 
 
-def _reduce_activation(values: Tensor, layout: Layout, signal: telemetry_pb2.HealthSignal) -> int:
-    bad = _count_non_finite(values)
-    zero = values == 0
-    others = [dim for dim in range(values.ndim) if dim != layout.channel_dim % values.ndim]
-    signal.zero_ratio = float(zero.float().mean())
-    signal.dead_ratio = float((~(~zero).any(dim=others)).float().mean())
-    if not bad:
-        limit = float(values.abs().max())
-        signal.activation_mean = float(values.mean())
-        signal.activation_variance = float(values.var(correction=0))
-        signal.activation_abs_max = limit
-        signal.activation_entropy = histogram_entropy(values, limit)
-    return bad
+def _activation(sample: Sample) -> Tensor | None:
+    there = sample.activation._version == sample.version and sample.activation.numel()
+    return sample.activation if there else None
 
 
-def _reduce_gradient(gradient: Tensor, signal: telemetry_pb2.HealthSignal) -> int:
-    bad = _count_non_finite(gradient)
-    if not bad:
-        signal.gradient_norm = float(gradient.norm())
-        signal.gradient_variance = float(gradient.var(correction=0))
-    return bad
+def _gradient(sample: Sample) -> Tensor | None:
+    return sample.gradient if sample.gradient is not None and sample.gradient.numel() else None
 
 
-def _count_non_finite(values: Tensor) -> int:
-    return int((~torch.isfinite(values)).sum())
+def _rows(seen: Sequence[Tensor | None], channel_dims: Sequence[int]) -> dict[int, list[float]]:
+    """Place -> its row of seed_stats; even places are activations."""
+    rows: dict[int, list[float]] = {}
+    places: dict[torch.device, list[int]] = {}
+    for place, tensor in enumerate(seen):
+        if tensor is not None:
+            places.setdefault(tensor.device, []).append(place)
+    for device, here in places.items():
+        table = torch.zeros(len(here), COLUMNS, device=device)
+        for row, place in enumerate(here):
+            tensor = seen[place]
+            assert tensor is not None
+            dim = 0 if place % 2 else channel_dims[place // 2]
+            # An activation is read twice: the first call finds the histogram's range, the second uses it. A range kept
+            # from earlier samples would save a read, and make a resumed run tell the controller something else.
+            for _ in range(1 if place % 2 else 2):
+                seed_stats(tensor, table[row : row + 1], channel_dim=dim)
+        rows.update(zip(here, table.tolist(), strict=True))
+    return rows
 
 
-def histogram_entropy(values: Tensor, limit: float) -> float:
-    """Entropy in nats of a 32-bin histogram of `values` over [-limit, limit], 0 to ln 32; 0 for a constant."""
-    if not math.isfinite(limit) or limit == 0:
-        return 0.0
-    counts = torch.histc(values, BINS, -limit, limit)
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * shares.log()).sum())
+def _write_activation(row: Sequence[float], signal: telemetry_pb2.HealthSignal) -> None:
+    if not math.isnan(row[ZERO_RATIO]):
+        signal.zero_ratio = row[ZERO_RATIO]
+    signal.dead_ratio = row[DEAD_RATIO]
+    if row[NON_FINITE]:
+        return
+    signal.activation_mean = row[MEAN]
+    signal.activation_variance = row[VARIANCE]
+    signal.activation_abs_max = row[ABS_MAX]
+    if row[ABS_MAX] == 0:
+        signal.activation_entropy = 0  # one bin holds all
+    elif not math.isnan(row[ENTROPY]):
+        signal.activation_entropy = max(0.0, row[ENTROPY])
+
+
+def _write_gradient(row: Sequence[float], count: int, signal: telemetry_pb2.HealthSignal) -> None:
+    if not row[NON_FINITE]:
+        signal.gradient_norm = math.sqrt(count * (row[VARIANCE] + row[MEAN] ** 2))
+        signal.gradient_variance = row[VARIANCE]

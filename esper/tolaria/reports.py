@@ -42,7 +42,7 @@ class Reports:
 
     def _reduce(self, samples: list[Sample], step: int, active: Mapping[str, int]) -> trainer_pb2.AttachRequest | None:
         """Runs off the training thread."""
-        signals = [reduce(sample, step, active[sample.site]) for sample in samples]
+        signals = reduce(samples, step, active)
         self.health.update({signal.site: signal for signal in signals})
         if not signals:
             return None

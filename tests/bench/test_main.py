@@ -19,6 +19,7 @@ NAMES = {
     "growth",
     "load",
     "recovery",
+    "seed-stats",
     "verdict",
 }
 
@@ -41,7 +42,7 @@ def test_every_bench_is_found_by_its_name():
         bench = registry.load(name)
         assert bench.about.endswith((".", ":")) or bench.about, name
         assert callable(bench.rows), name
-    assert [name for name in registry.names() if registry.load(name).gpu] == ["blend"]
+    assert [name for name in registry.names() if registry.load(name).gpu] == ["blend", "seed-stats"]
     assert [name for name in registry.names() if registry.load(name).long] == ["growth", "verdict"]
 
 

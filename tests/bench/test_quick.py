@@ -30,6 +30,11 @@ def test_blend():
     assert ("16K float32 forward convex auto", "added_us") in found
 
 
+def test_seed_stats():
+    found = rows("seed-stats")
+    assert {("16K float32 auto", "torch_ratio"), ("16K bfloat16 auto", "read_ratio")} <= found.keys()
+
+
 def test_compat():
     found = rows("compat")
     assert {metric for _, metric in found} == {

@@ -111,6 +111,19 @@ def test_cuda_kernels_move_16_bytes_at_a_time_through_64_bit_addresses(library, 
         assert not re.search(r"\b(LDL|STL|LD|ST)\.", code), f"{name} spills, or does not know its addresses are global"
 
 
+def test_seed_stats_reads_16_bytes_at_a_time_through_64_bit_addresses(library, cuobjdump):
+    code_of = re.compile(r"Function : (\S*(?:count|join)_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
+    kernels = dict(code_of.findall(output_of(cuobjdump, "-sass", "-arch", "sm_90", library)))
+    assert len(kernels) == 4 * 2 + 1  # dtypes, pack sizes; the second pass
+    for name, code in kernels.items():
+        packed = "count_kernel" in name and "Li1E" not in name
+        assert bool(re.search(r"\bLDG\.E\.128", code)) == packed, name
+        addresses = re.findall(r"\b(?:LDG|STG)\.E\S* .*?\[(R\d+\S*?)[\]+]", code)
+        assert addresses
+        assert all(".64" in address for address in addresses), name
+        assert not re.search(r"\b(LDL|STL|LD|ST)\.", code), f"{name} spills, or does not know its addresses are global"
+
+
 def test_cuda_code_is_there_for_every_architecture_it_names(library, cuobjdump):
     code, source = output_of(cuobjdump, "-lelf", library), output_of(cuobjdump, "-lptx", library)
     *archs, last = extension.load().cuda_archs.split("_")

@@ -76,7 +76,7 @@ class HealthSignal(google.protobuf.message.Message):
     dead_ratio: builtins.float
     """Share of channels that are zero on the whole batch, 0 to 1."""
     zero_ratio: builtins.float
-    """Share of zero elements, 0 to 1."""
+    """Share of finite elements that are zero, 0 to 1."""
     activation_entropy: builtins.float
     """Entropy of a 32-bin histogram over [-A, A], A the largest magnitude, in nats, 0 to ln 32."""
     activation_abs_max: builtins.float
