@@ -1,6 +1,8 @@
 """Tensor ops with more than one implementation. Import ops from here; `python -m esper.ops` says what runs where."""
 
-from esper.ops import blend_operator  # noqa: F401  registers torch.ops.esper.blend
+from esper.ops import advance_state_operator, blend_operator  # noqa: F401  register torch.ops.esper.<op>
+from esper.ops.advance_state import advance_state, advance_state_reference
 from esper.ops.blend import blend, blend_reference
+from esper.ops.gates import state_mask
 
-__all__ = ["blend", "blend_reference"]
+__all__ = ["advance_state", "advance_state_reference", "blend", "blend_reference", "state_mask"]

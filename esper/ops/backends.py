@@ -25,7 +25,11 @@ from esper.ops import extension
 
 Implementation = Callable[..., Any]
 
-OPS = {"blend": "blend", "blend_backward": "blend"}  # op -> the file it lives in, of the same name in every backend
+OPS = {  # op -> the file it lives in, of the same name in every backend
+    "advance_state": "advance_state",
+    "blend": "blend",
+    "blend_backward": "blend",
+}
 BACKENDS = ("reference", "cpp", "cuda", "triton")
 # cuda before triton: it needs no compilation at the first call. Their speed has not been compared.
 PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}

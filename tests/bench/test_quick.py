@@ -24,6 +24,11 @@ def test_dormant():
     assert all(row.target == 1.01 and row.aa_low <= row.aa_high and row.value > 0 for row in found.values())
 
 
+def test_advance_state():
+    found = rows("advance-state")
+    assert {("1 seeds auto", "ratio"), ("16 seeds auto", "alone_us")} <= found.keys()
+
+
 def test_blend():
     found = rows("blend")
     assert ("16K float32 forward convex auto", "ratio") in found

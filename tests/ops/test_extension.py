@@ -111,6 +111,16 @@ def test_cuda_kernels_move_16_bytes_at_a_time_through_64_bit_addresses(library, 
         assert not re.search(r"\b(LDL|STL|LD|ST)\.", code), f"{name} spills, or does not know its addresses are global"
 
 
+def test_the_kernel_of_a_table_has_64_bit_addresses_and_waits_before_the_step_is_written(library, cuobjdump):
+    code_of = re.compile(r"Function : (\S*advance_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
+    ((_, code),) = code_of.findall(output_of(cuobjdump, "-sass", "-arch", "sm_90", library))
+    addresses = re.findall(r"\b(?:LDG|STG)\.E\S* .*?\[(R\d+\S*?)[\]+]", code)
+    assert addresses
+    assert all(".64" in address for address in addresses)
+    assert not re.search(r"\b(LDL|STL|LD|ST)\.", code)
+    assert code.index("LDG.E") < code.index("BAR.SYNC") < code.index("STG.E")
+
+
 def test_cuda_code_is_there_for_every_architecture_it_names(library, cuobjdump):
     code, source = output_of(cuobjdump, "-lelf", library), output_of(cuobjdump, "-lptx", library)
     *archs, last = extension.load().cuda_archs.split("_")
