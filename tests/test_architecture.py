@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "karn": {"blueprint"},
     "tezzeret": {"artifact", "blueprint"},
     "urabrask": {"artifact", "blueprint"},
-    "kasmina": {"artifact", "blueprint", "host", "stats"},
+    "kasmina": {"artifact", "blueprint", "host", "ops", "stats"},
     "tolaria": {"blueprint", "host", "kasmina"},  # kasmina: the model is in the training process
     "tamiyo": {"records", "stats"},
     "emrakul": {"records", "stats"},
