@@ -18,6 +18,9 @@ STABLE_TORCH_LIBRARY(esper_native, m) {
   m.def(
       "blend_backward(Tensor grad, Tensor? host, Tensor[] seeds, Tensor alphas, int[] spans, int channel_dim, "
       "bool convex) -> Tensor[]");
+  m.def(
+      "blend_(Tensor(a!) host, Tensor[] seeds, Tensor alphas, Tensor states, int active, int[] spans, "
+      "int channel_dim, bool convex) -> ()");
 }
 
 // What this library was built for, as `key=value;...`. Read by esper/ops/extension.py.

@@ -94,8 +94,7 @@ class StateLayout:
         )
 
     def __getitem__(self, rows: slice) -> "StateLayout":
-        *columns, step = self.tensors()
-        return StateLayout(*(column[rows] for column in columns), step)
+        return StateLayout(*(tensor if tensor is self.step else tensor[rows] for tensor in self.tensors()))
 
     def to(self, device: torch.device) -> "StateLayout":
         return StateLayout(*(tensor.to(device) for tensor in self.tensors()))

@@ -2,7 +2,7 @@
 
 from esper.ops import advance_state_operator, blend_operator  # noqa: F401  register torch.ops.esper.<op>
 from esper.ops.advance_state import advance_state, advance_state_reference
-from esper.ops.blend import blend, blend_reference
+from esper.ops.blend import blend, blend_, blend_reference
 from esper.ops.gates import state_mask
 
-__all__ = ["advance_state", "advance_state_reference", "blend", "blend_reference", "state_mask"]
+__all__ = ["advance_state", "advance_state_reference", "blend", "blend_", "blend_reference", "state_mask"]

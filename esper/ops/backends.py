@@ -28,6 +28,7 @@ Implementation = Callable[..., Any]
 OPS = {  # op -> the file it lives in, of the same name in every backend
     "advance_state": "advance_state",
     "blend": "blend",
+    "blend_": "blend",
     "blend_backward": "blend",
 }
 BACKENDS = ("reference", "cpp", "cuda", "triton")

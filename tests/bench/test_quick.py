@@ -33,6 +33,8 @@ def test_blend():
     found = rows("blend")
     assert ("16K float32 forward convex auto", "ratio") in found
     assert ("16K float32 forward convex auto", "added_us") in found
+    assert ("16K float32 in place convex auto", "ratio") in found
+    assert ("16K bfloat16 in place dormant auto", "dormant_ratio") in found
 
 
 def test_compat():

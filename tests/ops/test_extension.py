@@ -98,9 +98,9 @@ def cuobjdump(library) -> str:
 
 
 def test_cuda_kernels_move_16_bytes_at_a_time_through_64_bit_addresses(library, cuobjdump):
-    code_of = re.compile(r"Function : (\S*(?:forward|backward)_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
+    code_of = re.compile(r"Function : (\S*(?:forward|backward|in_place)_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
     kernels = dict(code_of.findall(output_of(cuobjdump, "-sass", "-arch", "sm_90", library)))
-    assert len(kernels) == 4 * 2 * (2 + 4)  # dtypes, pack sizes, forms
+    assert len(kernels) == 4 * 2 * (2 + 4 + 2)  # dtypes, pack sizes, forms
     for name, code in kernels.items():
         packed = "Li1ELb" not in name
         assert bool(re.search(r"\bLDG\.E\.128", code)) == packed, name
