@@ -40,6 +40,11 @@ def check_state(
             refuse(InvalidRequest, name, f"is on {tensor.device}, alphas on {alphas.device}; keep a table together")
         if not tensor.is_contiguous():
             refuse(InvalidRequest, name, f"has stride {tensor.stride(0)}; a table's columns must be contiguous")
+    check_no_gradient(alphas)
+
+
+def check_no_gradient(alphas: Tensor) -> None:
+    """Refuse alphas that are learned. Raises InvalidRequest."""
     if alphas.requires_grad:
         refuse(InvalidRequest, "alphas", "requires a gradient; a ramp sets it, so pass alphas.detach()")
 

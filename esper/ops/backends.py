@@ -95,6 +95,11 @@ def find(op: str, backend: str, device_type: str) -> Implementation:
     return getattr(importlib.import_module(f"esper.ops.{OPS[op]}"), f"{op}_reference")  # type: ignore[no-any-return]
 
 
+def checks_itself(implementation: Implementation) -> bool:
+    """Whether it is the library's: it checks every argument before it writes, whatever was checked in Python."""
+    return type(implementation) is torch._ops.OpOverload
+
+
 def why_not(backend: str, device_type: str) -> str:
     """Why `backend` cannot serve tensors of `device_type`; empty where it can."""
     checks = {"reference": lambda _: "", "cpp": _why_not_cpp, "cuda": _why_not_cuda, "triton": _why_not_triton}

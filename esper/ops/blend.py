@@ -111,13 +111,14 @@ def blend_(
     for the convex form with a gradient for alphas, which would need the host as it was.
     """
     seeds, alphas, bounds, dim = checked(host, seeds, alphas, spans, channel_dim, convex)
-    check_in_place(host, seeds, alphas, states, active, convex)
     call = (bounds, dim, convex)
     if _is_compiling() or torch._C._are_functorch_transforms_active():
+        check_in_place(host, seeds, alphas, states, active, convex)
         blend__reference(host, seeds, alphas, states, active, *call)
     elif type(host) is not Tensor and type(host) is not Parameter:
         torch.ops.esper.blend_(host, seeds, alphas, states, active, *call)
     elif needs_gradient(host, seeds, alphas):
+        check_in_place(host, seeds, alphas, states, active, convex)
         check_differentiable(host)
         check_apart(host, seeds, alphas, states)
         BlendInPlace.apply(*call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
@@ -285,12 +286,28 @@ def run_in_place(
     channel_dim: int,
     convex: bool,
 ) -> None:
-    """The chosen implementation of `blend_`. Raises InvalidRequest where host shares memory with what is read."""
-    check_apart(host, seeds, alphas, states)
-    dense = layout.alike(host, *seeds)[1:]  # host is dense, so it is never copied
-    implementation = backends.pick("blend_", host.device.type)
-    with torch.no_grad():
-        implementation(host, dense, alphas.contiguous(), states, active, spans, channel_dim, convex)
+    """The chosen implementation of `blend_`, checked for what blend does not check. Raises InvalidRequest.
+
+    The library checks for itself, in a twentieth of the time, so it is only asked what is wrong when it has refused.
+    """
+    implementation = backends.pick("blend_", "cpu" if host.is_cpu else host.device.type)
+    try:
+        if not backends.checks_itself(implementation):
+            check_in_place(host, seeds, alphas, states, active, convex)
+            check_apart(host, seeds, alphas, states)
+        dense = layout.alike(host, *seeds)[1:]  # of a host with gaps it is a copy's order, and the library refuses
+        if any(copy is not seed for copy, seed in zip(dense, seeds, strict=True)):
+            check_apart(host, seeds, alphas, states)  # the library sees copies
+        alphas = alphas if alphas.is_contiguous() else alphas.contiguous()
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                implementation(host, dense, alphas, states, active, spans, channel_dim, convex)
+        else:
+            implementation(host, dense, alphas, states, active, spans, channel_dim, convex)
+    except (RuntimeError, TypeError):
+        check_in_place(host, seeds, alphas, states, active, convex)
+        check_apart(host, seeds, alphas, states)
+        raise
     torch.autograd.graph.increment_version(host)
 
 

@@ -47,6 +47,11 @@ REFUSED = {
         InvalidRequest,
         r"host shares memory with seeds\[0\]; use .clone\(\)",
     ),
+    "overlap of a seed with gaps": (
+        lambda: (lambda b: call(b.view(-1)[:16].view(2, 8), [b[:, :8]]))(torch.zeros(2, 12)),
+        InvalidRequest,
+        r"host shares memory with seeds\[0\]; use .clone\(\)",
+    ),
     "alphas inside": (lambda: call(HOST, alphas=HOST[0, :1]), InvalidRequest, "host shares memory with alphas"),
     "leaf": (lambda: call(with_grad(2, 8)), InvalidRequest, "host is a leaf that requires a gradient"),
     "view of a leaf": (
@@ -72,10 +77,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
 @pytest.mark.parametrize("refused", REFUSED)
-def test_a_wrong_argument_is_named(refused):
+def test_a_wrong_argument_is_named(using, backend, refused):
+    """The library refuses first where it is there; what it refuses is named by the same checks."""
     run, error, message = REFUSED[refused]
-    with pytest.raises(error, match=message) as caught:
+    with using(backend), pytest.raises(error, match=message) as caught:
         run()
     assert str(caught.value).startswith("blend_: ")
     assert len(caught.value.fields) == 1
