@@ -42,9 +42,11 @@ inline State checked_state(const Tensor& alphas, const Tensor& ages, const Tenso
   check_mask({"counting"}, counting);
   STD_TORCH_CHECK(alphas.dim() == 1, "alphas is ", shape_text(alphas), ", must be [S], one per seed");
   const int64_t seeds = alphas.size(0);
-  const Column columns[] = {{{"alphas"}, alphas, ScalarType::Float},         {{"ages"}, ages, ScalarType::Long},
-                            {{"step"}, step, ScalarType::Long},              {{"states"}, states, ScalarType::Byte},
-                            {{"ramp_begins"}, ramp_begins, ScalarType::Long}, {{"ramp_steps"}, ramp_steps, ScalarType::Long}};
+  const Column columns[] = {
+      {{"alphas"}, alphas, ScalarType::Float},           {{"ages"}, ages, ScalarType::Long},
+      {{"step"}, step, ScalarType::Long},                {{"states"}, states, ScalarType::Byte},
+      {{"ramp_begins"}, ramp_begins, ScalarType::Long},  {{"ramp_steps"}, ramp_steps, ScalarType::Long},
+  };
   for (const Column& c : columns) {
     const int64_t wanted = &c.tensor == &step ? 1 : seeds;
     check_type(c.name, c.tensor, c.type, "the type of its column");
