@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "gates.h"
 #include "layout.h"
 
 namespace esper {
@@ -121,6 +122,28 @@ Tensor checked_blend(const Tensor& host, const Tensors& seeds, const Tensor& alp
   Tensor out = empty_chunk(leader, leader.channels());
   if (host.numel() > 0) run(fold_blend(leader, spans), out);
   return out;
+}
+
+// The same in place: `run(leader)` writes to host, over the slots that take part.
+template <typename Run>
+void checked_blend_in_place(const Tensor& host, const Tensors& seeds, const Tensor& alphas, const Tensor& states,
+                            int64_t active, const std::vector<int64_t>& spans, int64_t channel_dim, bool convex,
+                            const Run& run) {
+  const Leader leader = check_leader("blend_", {"host"}, host, channel_dim);
+  check_spans(spans, leader.channels(), convex);
+  check_alphas(alphas, leader, static_cast<int64_t>(spans.size() / 2));
+  check_seeds(seeds, leader, spans);
+  check_mask({"active"}, active);
+  check_type({"states"}, states, ScalarType::Byte, "numbers of states");
+  check_device({"states"}, states, leader.name, host);
+  STD_TORCH_CHECK(states.dim() == 1 && states.numel() == alphas.numel() && states.is_contiguous(), "states is ",
+                  shape_text(states), ", must be a contiguous [", alphas.numel(), "], one per slot");
+  for (size_t s = 0; s < seeds.size(); ++s) {
+    check_apart({"host"}, host, {"seeds", static_cast<int64_t>(s)}, seeds[s]);
+  }
+  check_apart({"host"}, host, {"alphas"}, alphas);
+  check_apart({"host"}, host, {"states"}, states);
+  if (host.numel() > 0) run(leader);
 }
 
 struct Gradients {

@@ -61,4 +61,13 @@ inline void check_device(Name name, const Tensor& t, Name leader_name, const Ten
                   " on ", device_text(leader), "; all tensors must be on one device");
 }
 
+// `written` must not share memory with `other`; both dense.
+inline void check_apart(Name written_name, const Tensor& written, Name name, const Tensor& other) {
+  const auto begin = reinterpret_cast<uintptr_t>(written.const_data_ptr());
+  const auto from = reinterpret_cast<uintptr_t>(other.const_data_ptr());
+  const auto end = begin + written.numel() * written.element_size(), to = from + other.numel() * other.element_size();
+  STD_TORCH_CHECK(begin == end || from == to || end <= from || to <= begin, written_name.text(),
+                  " shares memory with ", name.text(), "; what is written needs memory of its own");
+}
+
 }  // namespace esper

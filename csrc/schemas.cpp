@@ -11,12 +11,18 @@
 
 STABLE_TORCH_LIBRARY(esper_native, m) {
   m.def(
+      "advance_state(Tensor(a!) alphas, Tensor(b!) ages, Tensor(c!) step, Tensor states, Tensor ramp_begins, "
+      "Tensor ramp_steps, int ramping, int counting) -> ()");
+  m.def(
       "blend(Tensor host, Tensor[] seeds, Tensor alphas, int[] spans, int channel_dim, bool convex) -> Tensor");
   m.def(
       "blend_backward(Tensor grad, Tensor? host, Tensor[] seeds, Tensor alphas, int[] spans, int channel_dim, "
       "bool convex) -> Tensor[]");
   m.def(
       "seed_stats(Tensor values, int[] spans, int channel_dim, float decay, Tensor(a!) stats) -> ()");
+  m.def(
+      "blend_(Tensor(a!) host, Tensor[] seeds, Tensor alphas, Tensor states, int active, int[] spans, "
+      "int channel_dim, bool convex) -> ()");
 }
 
 // What this library was built for, as `key=value;...`. Read by esper/ops/extension.py.

@@ -53,6 +53,56 @@ def forward_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit(do_not_specialize=["active"])
+def in_place_kernel(
+    host_ptr,
+    seed_ptrs,
+    alphas_ptr,
+    states_ptr,
+    active,
+    rows,
+    width,
+    begins,
+    ends,
+    SLOTS: tl.constexpr,
+    CONVEX: tl.constexpr,
+    MATH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Of columns that no slot in `active` covers neither host nor seed is touched."""
+    across = tl.cdiv(width, COLS)
+    row = (tl.program_id(0) // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    col = (tl.program_id(0) % across).to(tl.int64) * COLS + tl.arange(0, COLS)  # [COLS]
+    inside = (row < rows)[:, None] & (col < width)[None, :]  # [ROWS, COLS]
+    at = row[:, None] * width + col[None, :]
+    touched = inside & False
+    for s in tl.static_range(SLOTS):
+        touched |= inside & ((col >= begins[s]) & (col < ends[s]) & takes_part(states_ptr + s, active))[None, :]
+    out = tl.load(host_ptr + at, mask=touched, other=0).to(MATH)
+    for s in tl.static_range(SLOTS):
+        begin, end = begins[s], ends[s]
+        covered = inside & ((col >= begin) & (col < end) & takes_part(states_ptr + s, active))[None, :]
+        at_seed = row[:, None] * (end - begin) + (col - begin)[None, :]
+        seed = tl.load(seed_ptrs[s] + at_seed, mask=covered, other=0).to(MATH)
+        alpha = tl.load(alphas_ptr + s).to(MATH)
+        if CONVEX:
+            step = tl.where(alpha < 0.5, alpha, alpha - 1)
+            blended = tl.where(alpha < 0.5, out, seed) + step * (seed - out)
+        else:
+            blended = out + alpha * seed
+        out = tl.where(covered, blended, out)
+    tl.store(host_ptr + at, out.to(host_ptr.dtype.element_ty), mask=touched)
+
+
+@triton.jit
+def takes_part(state_ptr, active):
+    """Whether the bit of a slot's state, 0 to 62, is set in `active`."""
+    state = tl.load(state_ptr).to(tl.int64)
+    bit = (active.to(tl.int64) >> tl.minimum(state, 62)) & 1
+    return (state < 63) & (bit != 0)
+
+
 @triton.jit
 def backward_kernel(
     grad_ptr,
@@ -125,6 +175,27 @@ def blend(
                 SLOTS=len(begins), CONVEX=convex, MATH=math_type(host), **tile,
             )  # fmt: skip
     return out
+
+
+def blend_(
+    host: Tensor,
+    seeds: list[Tensor],
+    alphas: Tensor,
+    states: Tensor,
+    active: int,
+    spans: list[int],
+    channel_dim: int,
+    convex: bool,
+) -> None:
+    """See esper.ops.blend_."""
+    rows, width, begins, ends = fold(host, spans, channel_dim)
+    if host.numel():
+        tile, grid = _tile(rows, width)
+        with device_of(host):
+            in_place_kernel[grid](
+                host, tuple(seeds), alphas, states, active, rows, width, begins, ends,
+                SLOTS=len(begins), CONVEX=convex, MATH=math_type(host), **tile,
+            )  # fmt: skip
 
 
 def blend_backward(

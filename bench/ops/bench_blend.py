@@ -3,7 +3,7 @@
 Every expression is a ratio to torch.lerp of the same run; one that disagrees with the reference is
 not timed. On CPU one thread is used and its own time is counted, not the wall's. `step` is forward
 and backward, `backward` the backward alone, to host and seeds; with `+alpha`, to alphas too. `auto`
-is what a caller gets; a backend's name is that backend, forced.
+is what a caller gets; a backend's name is that backend, forced. `in place` is blend_, see bench/ops/blend_in_place.py.
 
 Targets are of `convex auto`. On CPU: `ratio` of the forward from 64K elements on, below that `added_us`
 over lerp, and `naive_ratio` of the backward with alpha to that of (1-a)h+ag. On a GPU:
@@ -29,6 +29,7 @@ from bench.harness import (
     one_thread,
     thread_clock,
 )
+from bench.ops.blend_in_place import in_place_rows
 from bench.registry import Options
 from bench.row import Row, Target, make_row
 from esper.ops import backends, blend, blend_reference
@@ -130,6 +131,7 @@ def rows(options: Options) -> Iterator[Row]:
             for mode in MODES:
                 setting = Setting(size, dtype, mode, options.device)
                 yield from setting_rows(setting, measure(setting, effort))
+            yield from in_place_rows(size, SIZES[size], dtype, options.device, effort)
 
 
 def measure(setting: Setting, effort: Effort) -> Comparison:

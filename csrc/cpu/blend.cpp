@@ -69,6 +69,42 @@ ESPER_CLONES void add_many(Block b, const T* __restrict host, const Term<T>* ter
   }
 }
 
+// The same two with the result in place of the host.
+template <bool kConvex, typename T>
+ESPER_CLONES void add_one_in_place(Block b, T* __restrict host, const T* __restrict seed, math_t<T> alpha) {
+  using M = math_t<T>;
+  const bool near_seed = kConvex && !(alpha < M(0.5));
+  const M step = near_seed ? alpha - 1 : alpha;
+  for (int64_t r = 0; r < b.rows; ++r, host += b.wide, seed += b.narrow) {
+    for (int64_t c = 0; c < b.cols; ++c) {
+      const M h = static_cast<M>(host[c]), g = static_cast<M>(seed[c]);
+      host[c] = static_cast<T>((near_seed ? g : h) + step * (kConvex ? g - h : g));
+    }
+  }
+}
+
+template <bool kConvex>
+void add_one_in_place(Block b, Half* host, const Half* seed, float alpha) {
+  add_one<kConvex>(b, host, seed, alpha, host);  // eight at a time: read, then written
+}
+
+template <typename T>
+ESPER_CLONES void add_many_in_place(Block b, T* __restrict host, const Term<T>* terms, size_t count) {
+  using M = math_t<T>;
+  M sum[kColumns];
+  for (int64_t r = 0; r < b.rows; ++r, host += b.wide) {
+    for (int64_t first = 0; first < b.cols; first += kColumns) {
+      const int64_t n = std::min(kColumns, b.cols - first);
+      for (int64_t c = 0; c < n; ++c) sum[c] = static_cast<M>(host[first + c]);
+      for (const Term<T>* t = terms; t != terms + count; ++t) {
+        const T* __restrict seed = t->seed + r * t->narrow + first;
+        for (int64_t c = 0; c < n; ++c) sum[c] += t->alpha * static_cast<M>(seed[c]);
+      }
+      for (int64_t c = 0; c < n; ++c) host[first + c] = static_cast<T>(sum[c]);
+    }
+  }
+}
+
 // d_seed = alpha * grad; convex: d_host = (1 - alpha) * grad; and into lanes, where asked, grad * d(out)/d(alpha).
 template <bool kConvex, bool kAlpha, typename T>
 ESPER_CLONES void back_one(Block b, const T* __restrict grad, const T* __restrict host, const T* __restrict seed,
@@ -184,6 +220,30 @@ struct Forward {
 };
 
 template <typename T>
+struct InPlace {
+  const Folded& f;  // of the slots that take part, and no others
+  T* host;
+  std::vector<Term<T>> terms;  // from their first element on
+  bool convex;
+
+  void operator()(const Tile& tile, const Segment& segment) const {
+    const Span cols = cut(tile.cols, segment.cols);
+    if (cols.begin >= cols.end || segment.slots.empty()) return;
+    std::vector<Term<T>> here;
+    for (size_t slot : segment.slots) {
+      here.push_back(terms[slot]);
+      here.back().seed += tile.row * here.back().narrow + (cols.begin - f.spans[slot].begin);
+    }
+    T* at = host + tile.row * f.at.width + cols.begin;
+    const Block b{tile.rows, cols.end - cols.begin, f.at.width, here[0].narrow};
+    if (here.size() > 1) return add_many_in_place<T>(b, at, here.data(), here.size());
+    convex ? add_one_in_place<true>(b, at, here[0].seed, here[0].alpha)
+           : add_one_in_place<false>(b, at, here[0].seed, here[0].alpha);
+  }
+
+};
+
+template <typename T>
 struct Backward {
   const Folded& f;
   const T* grad;
@@ -243,6 +303,17 @@ void run_forward(const Folded& f, const Tensor& host, const Tensors& seeds, cons
 }
 
 template <typename T>
+void run_in_place(const InPlace<T>& in_place) {
+  const Tiles tiles(in_place.f.at);
+  const std::vector<Segment> segments = segments_of(in_place.f);
+  torch::stable::parallel_for(0, tiles.count, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (const Segment& segment : segments) in_place(tiles[i], segment);
+    }
+  });
+}
+
+template <typename T>
 void run_backward(const Folded& f, const Tensor& grad, const std::optional<Tensor>& host, const Tensors& seeds,
                   const Tensor& alphas, bool convex, const Gradients& d) {
   Backward<T> backward{f,
@@ -281,6 +352,34 @@ Tensor blend(const Tensor& host, Tensors seeds, const Tensor& alphas, std::vecto
   });
 }
 
+// States are in host memory, so a slot that takes no part is left out before anything is cut into tiles.
+void blend_in_place(const Tensor& host, Tensors seeds, const Tensor& alphas, const Tensor& states, int64_t active,
+                    std::vector<int64_t> spans, int64_t channel_dim, bool convex) {
+  const auto run = [&](const Leader& leader) {
+    const auto* state = static_cast<const uint8_t*>(states.const_data_ptr());
+    std::vector<size_t> slots;
+    std::vector<int64_t> bounds;
+    for (size_t s = 0; s < seeds.size(); ++s) {
+      if (!among(state[s], active)) continue;
+      slots.push_back(s);
+      bounds.insert(bounds.end(), {spans[2 * s], spans[2 * s + 1]});
+    }
+    if (slots.empty()) return;
+    const Folded f = fold_blend(leader, bounds);
+    with_type(host.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      InPlace<T> in_place{f, static_cast<T*>(host.mutable_data_ptr()), {}, convex};
+      const auto* factors = static_cast<const math_t<T>*>(alphas.const_data_ptr());
+      for (size_t i = 0; i < slots.size(); ++i) {
+        const auto* seed = static_cast<const T*>(seeds[slots[i]].const_data_ptr());
+        in_place.terms.push_back({seed, f.spans[i].end - f.spans[i].begin, factors[slots[i]]});
+      }
+      run_in_place(in_place);
+    });
+  };
+  checked_blend_in_place(host, seeds, alphas, states, active, spans, channel_dim, convex, run);
+}
+
 Tensors blend_backward(const Tensor& grad, std::optional<Tensor> host, Tensors seeds, const Tensor& alphas,
                        std::vector<int64_t> spans, int64_t channel_dim, bool convex) {
   const auto run = [&](const Folded& f, const Gradients& d) {
@@ -295,4 +394,5 @@ Tensors blend_backward(const Tensor& grad, std::optional<Tensor> host, Tensors s
 STABLE_TORCH_LIBRARY_IMPL(esper_native, CPU, m) {
   m.impl("blend", TORCH_BOX(&esper::cpu::blend));
   m.impl("blend_backward", TORCH_BOX(&esper::cpu::blend_backward));
+  m.impl("blend_", TORCH_BOX(&esper::cpu::blend_in_place));
 }

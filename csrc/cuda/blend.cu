@@ -50,6 +50,55 @@ __global__ void __launch_bounds__(kThreads, kResident)
   });
 }
 
+// As `load`, of memory that this kernel writes too: not through the read-only cache.
+template <int kVec, typename T>
+__device__ void load_own(const T* from, int64_t inside, math_t<T> (&to)[kVec]) {
+  Pack<T, kVec> pack;
+  if (inside >= kVec) {
+    pack.word = __ldcg(reinterpret_cast<const typename Pack<T, kVec>::Word*>(from));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) pack.at[i] = i < inside ? __ldcg(from + i) : T(0.0f);
+  }
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) to[i] = static_cast<math_t<T>>(pack.at[i]);
+}
+
+// Columns [first, last) hold every slot. A block none of whose slots takes part returns before it touches them.
+template <typename T, int kVec, bool kConvex>
+__global__ void __launch_bounds__(kThreads, kResident)
+    in_place_kernel(T* host, const __grid_constant__ Slots slots, const math_t<T>* __restrict__ alphas,
+                    const uint8_t* __restrict__ states, int64_t active, int64_t rows, int64_t width, int64_t first,
+                    int64_t last) {
+  using M = math_t<T>;
+  __shared__ bool takes[kSlots];
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+  bool mine = false;
+  if (thread < slots.count) takes[thread] = mine = among(states[thread], active);
+  if (!__syncthreads_or(mine)) return;
+  each_pack<kVec>(rows, last - first, [&](int64_t row, int64_t from_first) {
+    const int64_t col = first + from_first;
+    T* const at = host + row * width + col;
+    M sum[kVec], seed[kVec];
+    bool touched = false;
+    for (int s = 0; s < slots.count; ++s) {
+      if (!takes[s] || col < slots.begin[s] || col >= slots.end[s]) continue;
+      if (!touched) load_own<kVec>(at, width - col, sum);
+      touched = true;
+      const int64_t at_seed = row * slots.width(s) + (col - slots.begin[s]);
+      load<kVec>(static_cast<const T*>(slots.seed[s]) + at_seed, slots.end[s] - col, seed);
+      const M alpha = alphas[s];
+      const bool near_seed = kConvex && !(alpha < M(0.5));
+      const M step = near_seed ? alpha - 1 : alpha;
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        sum[i] = (near_seed ? seed[i] : sum[i]) + step * (kConvex ? seed[i] - sum[i] : seed[i]);
+      }
+    }
+    if (touched) store<kVec>(at, width - col, sum);
+  });
+}
+
 // blockIdx.z is the slot; one more z, where asked for, copies the columns no slot covers to d_host.
 template <typename T, int kVec, bool kConvex, bool kAlpha>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -172,6 +221,38 @@ Tensor blend(const Tensor& host, Tensors seeds, const Tensor& alphas, std::vecto
 }
 
 template <typename T, int kVec>
+void launch_in_place(const Folded& f, const Tensor& host, const Slots& slots, const Tensor& alphas,
+                     const Tensor& states, int64_t active, bool convex) {
+  int64_t first = f.at.width, last = 0;
+  for (const Span& span : f.spans) {
+    if (span.begin >= span.end) continue;
+    first = std::min(first, span.begin), last = std::max(last, span.end);
+  }
+  if (first >= last) return;
+  // few blocks: a launch in which nothing takes part should be over soon
+  const Shape shape = shape_for(f.at.rows, (last - first + kVec - 1) / kVec, 1, kBlocks);
+  const auto kernel = convex ? &in_place_kernel<T, kVec, true> : &in_place_kernel<T, kVec, false>;
+  kernel<<<shape.grid, shape.block, 0, current_stream(host.get_device_index())>>>(
+      static_cast<T*>(host.mutable_data_ptr()), slots, static_cast<const math_t<T>*>(alphas.const_data_ptr()),
+      static_cast<const uint8_t*>(states.const_data_ptr()), active, f.at.rows, f.at.width, first, last);
+  check_launch("blend_");
+}
+
+void blend_in_place(const Tensor& host, Tensors seeds, const Tensor& alphas, const Tensor& states, int64_t active,
+                    std::vector<int64_t> spans, int64_t channel_dim, bool convex) {
+  const auto run = [&](const Leader& leader) {
+    const torch::stable::accelerator::DeviceGuard guard(host.get_device_index());
+    const Folded f = fold_blend(leader, spans);
+    const Slots slots = table(f, seeds, {});
+    const auto fits = [&](int vec) { return packs_fit(f, vec, {host.const_data_ptr()}, slots); };
+    with_type(host.scalar_type(), fits, [&](auto zero, auto vec) {
+      launch_in_place<decltype(zero), decltype(vec)::value>(f, host, slots, alphas, states, active, convex);
+    });
+  };
+  checked_blend_in_place(host, seeds, alphas, states, active, spans, channel_dim, convex, run);
+}
+
+template <typename T, int kVec>
 void launch_backward(const Folded& f, const Tensor& grad, const std::optional<Tensor>& host, const Slots& slots,
                      const Tensor& alphas, bool convex, const Gradients& d) {
   using M = math_t<T>;
@@ -222,4 +303,5 @@ Tensors blend_backward(const Tensor& grad, std::optional<Tensor> host, Tensors s
 STABLE_TORCH_LIBRARY_IMPL(esper_native, CUDA, m) {
   m.impl("blend", TORCH_BOX(&esper::cuda::blend));
   m.impl("blend_backward", TORCH_BOX(&esper::cuda::blend_backward));
+  m.impl("blend_", TORCH_BOX(&esper::cuda::blend_in_place));
 }

@@ -32,7 +32,6 @@ from esper.kasmina.integrity import likely_state
 from esper.kasmina.kernel import Kernel, weights_seed
 from esper.kasmina.lifecycle import BEFORE_HOST, IN_HOST, LIVE, SeedId, State, check
 from esper.kasmina.regrow import GraftSpec, born, device_of, dtype_of, need_kernels, regrow
-from esper.kasmina.schedule import ramp
 from esper.kasmina.table import Seed, SeedTable
 
 
@@ -81,7 +80,7 @@ class Executor:
         check_assignments(assignments, self.table, self.sites)
         for assignment in assignments:
             seed = self.table[assignment.seed]
-            seed.clear()
+            self.table.clear(seed)
             self.removed.pop(seed.id, None)
             seed.artifact_id, seed.title, seed.family = assignment.artifact_id, assignment.title, assignment.family
             seed.strategy, seed.span, seed.event_id = assignment.strategy, assignment.span, event_id
@@ -137,9 +136,8 @@ class Executor:
         attach(site, seed_id.slot, graft)
         add_newborns(optimizer, graft.parameters(), group)
         self.grafts[seed_id] = graft
-        seed.inserted_step, seed.ramp_steps = step, ramp_steps
+        self.table.begin_ramp(seed, step, ramp_steps)
         self._arrange(site)
-        self.table.set_alpha(seed, 0.0)
         self.table.move(seed, State.GRAFTING, step, reason)
         update_fused_paths(self.model, self.sites.values())
         return graft
@@ -158,9 +156,7 @@ class Executor:
 
     def step_ramps(self, step: int) -> None:
         """Move alpha of every GRAFTING seed on, but where it is held by hand; one at 1 becomes STABILIZATION."""
-        for seed in self.table.in_states((State.GRAFTING,)):
-            if not seed.held:
-                self.table.set_alpha(seed, ramp(step, seed.inserted_step, seed.ramp_steps))
+        for seed in self.table.advance(step):
             if seed.alpha >= 1.0:
                 self.table.move(seed, State.STABILIZATION, step, f"alpha reached 1 after {seed.ramp_steps} steps")
 
@@ -174,8 +170,7 @@ class Executor:
         """Set the blend factor, 0 to 1, of a seed on trial by hand; its ramp rests until alpha is 1."""
         seed = self.table[seed_id]
         check_alpha(seed, alpha)
-        seed.held = True
-        self.table.set_alpha(seed, alpha)
+        self.table.hold(seed, alpha)
 
     def fossilise(self, seed_id: SeedId, optimizer: Optimizer, step: int, reason: str, *, freeze: bool = False) -> None:
         """Make a seed part of the host: folded into the site's weights where algebra allows, else kept as a branch.
@@ -268,7 +263,7 @@ class Executor:
             raise PreconditionFailed(f"seed {seed_id} is {seed.state.name}; only a ROLLED_BACK seed can be released")
         self.table.move(seed, State.DORMANT, step, reason)
         self.table.forgive(seed)
-        seed.clear()
+        self.table.clear(seed)
 
     # The model as data
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from esper.kasmina.lifecycle import IN_HOST, SeedId, State
-from esper.kasmina.table import Seed, StateLayout
+from esper.kasmina.table import Seed, SeedTable, length_of
 
 _STATES = frozenset(State)
 
@@ -23,15 +23,15 @@ class Damage:
     stale: tuple[SeedId, ...] = ()
 
 
-def inspect_table(seeds: Sequence[Seed], layout: StateLayout, grafted: Collection[SeedId]) -> tuple[Damage, str]:
+def inspect_table(table: SeedTable, grafted: Collection[SeedId]) -> tuple[Damage, str]:
     """What is damaged, and why; no damage and "" where all is well. `grafted`: seeds with a graft in the model.
 
-    Copies four tensors [S] from the device, and so waits for it: at decision points only.
+    Copies seven tensors [S] and the step from the device, and so waits for it: at decision points only.
     """
-    wrong = {seed.id: text for seed in seeds if (text := _impossible(seed, grafted))}
+    wrong = {seed.id: text for seed in table if (text := _impossible(seed, grafted))}
     # What is impossible cannot always be written as a tensor, so the device is asked about sound records alone.
-    sound = [(index, seed) for index, seed in enumerate(seeds) if seed.id not in wrong]
-    differs = {seed.id: text for (_, seed), text in zip(sound, _differences(sound, layout), strict=True) if text}
+    sound = [seed for seed in table if seed.id not in wrong]
+    differs = {seed.id: text for seed, text in zip(sound, _differences(sound, table), strict=True) if text}
     said = [f"the record of seed {seed_id} has {text}" for seed_id, text in wrong.items()]
     said += [f"the device has {text} for seed {seed_id}" for seed_id, text in differs.items()]
     return Damage(tuple(wrong), tuple(differs)), "; ".join(said)
@@ -56,17 +56,23 @@ def _impossible(seed: Seed, grafted: Collection[SeedId]) -> str:
         return f"alpha {seed.alpha}, which is not within [0, 1]"
     if seed.state_step < 0 or seed.errors < 0:
         return f"step {seed.state_step} and {seed.errors} errors, which cannot be negative"
+    if seed.inserted_step < 0 or seed.ramp_steps < 0:
+        return f"a ramp of {seed.ramp_steps} steps from step {seed.inserted_step}, which cannot be negative"
     return ""
 
 
-def _differences(sound: Sequence[tuple[int, Seed]], layout: StateLayout) -> list[str]:
+def _differences(sound: Sequence[Seed], table: SeedTable) -> list[str]:
     """Per record what the device says instead, or ""."""
-    rows = torch.tensor([index for index, _ in sound], dtype=torch.int64)
+    layout = table.layout
+    rows = torch.tensor([seed.index for seed in sound], dtype=torch.int64)
     columns = (
-        ("state", layout.lifecycle_states, [int(seed.state) for _, seed in sound]),
-        ("alpha", layout.alpha_blend, [seed.alpha for _, seed in sound]),
-        ("step", layout.state_steps, [seed.state_step for _, seed in sound]),
-        ("error count", layout.error_counts, [seed.errors for _, seed in sound]),
+        ("state", layout.lifecycle_states, [int(seed.state) for seed in sound]),
+        ("alpha", layout.alpha_blend, [seed.alpha for seed in sound]),
+        ("step", layout.state_steps, [seed.state_step for seed in sound]),
+        ("error count", layout.error_counts, [seed.errors for seed in sound]),
+        ("first step of its ramp", layout.ramp_begins, [seed.inserted_step for seed in sound]),
+        ("length of its ramp", layout.ramp_steps, [length_of(seed) for seed in sound]),
+        ("age", layout.ages, [table.age(seed) for seed in sound]),
     )
     said: list[list[str]] = [[] for _ in sound]
     for name, tensor, recorded in columns:
@@ -74,4 +80,8 @@ def _differences(sound: Sequence[tuple[int, Seed]], layout: StateLayout) -> list
         wanted = torch.tensor(recorded, dtype=tensor.dtype)
         for place in (found != wanted).nonzero().flatten().tolist():  # NaN differs from everything
             said[place].append(f"{name} {found[place].item():g} instead of {wanted[place].item():g}")
+    step = int(layout.step)
+    for place, seed in enumerate(sound):
+        if step != table.step and seed.state is State.GRAFTING:  # nothing else goes by it
+            said[place].append(f"step {step} of its ramp instead of {table.step}")
     return [", ".join(parts) for parts in said]

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from esper.errors import NotFound
 from esper.host.graft import Strategy
-from esper.kasmina.lifecycle import SeedId, State, Transition, check
+from esper.kasmina.lifecycle import IN_HOST, SeedId, State, Transition, check
+from esper.kasmina.schedule import ramp
+from esper.ops import advance_state, state_mask
+
+RAMPING = state_mask([State.GRAFTING])
+COUNTING = state_mask(IN_HOST)
+RESTS = -1  # in `ramp_steps`: the ramp rests
 
 
 @dataclass(slots=True)
@@ -60,30 +66,54 @@ _FIELDS = operator.attrgetter(*(field.name for field in fields(Seed)))
 
 @dataclass(slots=True)
 class StateLayout:
-    """Device tensors over seeds [S]; slices of it are a site's `state_layout`."""
+    """Device tensors over seeds [S]; slices of it are a site's `state_layout`. 41 bytes a seed."""
 
     lifecycle_states: Tensor  # uint8, numbers of State
     alpha_blend: Tensor  # float32
     state_steps: Tensor  # int64, step at which the state was entered
     error_counts: Tensor  # int32
+    ramp_begins: Tensor  # int64, step at which the seed was inserted at alpha 0; 0 where it carries nothing
+    ramp_steps: Tensor  # int64, steps from alpha 0 to 1; RESTS where alpha is held by hand
+    ages: Tensor  # int64, steps in the host as of `step`; 0 where the seed is not in it
+    step: Tensor  # int64 [1], of the whole table: the step of its last `advance`; slices share it
 
     @classmethod
     def make(cls, seeds: int, device: torch.device) -> "StateLayout":
+        def column(dtype: torch.dtype, size: int = seeds) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
         return cls(
-            torch.full((seeds,), int(State.DORMANT), dtype=torch.uint8, device=device),
-            torch.zeros(seeds, dtype=torch.float32, device=device),
-            torch.zeros(seeds, dtype=torch.int64, device=device),
-            torch.zeros(seeds, dtype=torch.int32, device=device),
+            column(torch.uint8).fill_(int(State.DORMANT)),
+            column(torch.float32),
+            column(torch.int64),
+            column(torch.int32),
+            column(torch.int64),
+            column(torch.int64),
+            column(torch.int64),
+            column(torch.int64, 1),
         )
 
     def __getitem__(self, rows: slice) -> "StateLayout":
-        return StateLayout(*(tensor[rows] for tensor in self._tensors()))
+        return StateLayout(*(tensor if tensor is self.step else tensor[rows] for tensor in self.tensors()))
 
     def to(self, device: torch.device) -> "StateLayout":
-        return StateLayout(*(tensor.to(device) for tensor in self._tensors()))
+        return StateLayout(*(tensor.to(device) for tensor in self.tensors()))
 
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.lifecycle_states, self.alpha_blend, self.state_steps, self.error_counts
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, name) for name in StateLayout.__dataclass_fields__)
+
+    def advance(self) -> None:
+        """One step for all seeds, in one launch: alphas of ramps, ages, and the step itself."""
+        advance_state(
+            self.alpha_blend,
+            self.ages,
+            self.step,
+            self.lifecycle_states,
+            self.ramp_begins,
+            self.ramp_steps,
+            ramping=RAMPING,
+            counting=COUNTING,
+        )
 
 
 @dataclass(slots=True)
@@ -94,6 +124,7 @@ class SeedTable:
     layout: StateLayout
     moved: list[Transition] = field(default_factory=list)  # since the last `drain`
     moves: int = 0  # ever
+    step: int = 0  # of the last `advance`
     _by_id: dict[SeedId, Seed] = field(default_factory=dict)
 
     @classmethod
@@ -125,9 +156,12 @@ class SeedTable:
         """Change a seed's state. Raises IllegalTransition, and then nothing has changed."""
         check(seed.id, seed.state, target)
         transition = Transition(seed.id, seed.state, target, step, reason, seed.artifact_id)
+        stays = (seed.state in IN_HOST) == (target in IN_HOST)
         seed.state, seed.state_step, seed.reason = target, step, reason
         self.layout.lifecycle_states[seed.index] = int(target)
         self.layout.state_steps[seed.index] = step
+        if not stays:
+            self.layout.ages[seed.index].fill_(self.age(seed))
         self.moved.append(transition)
         self.moves += 1
         return transition
@@ -136,6 +170,50 @@ class SeedTable:
         """Write the blend factor, host side and device."""
         seed.alpha = alpha
         self.layout.alpha_blend[seed.index].fill_(alpha)
+
+    def begin_ramp(self, seed: Seed, step: int, ramp_steps: int) -> None:
+        """A seed is inserted at alpha 0 after `step`; its alpha is to be 1 after `ramp_steps` more."""
+        self._set_step(step)
+        seed.inserted_step, seed.ramp_steps, seed.held, seed.alpha = step, max(0, ramp_steps), False, 0.0
+        self._write(seed)
+
+    def hold(self, seed: Seed, alpha: float) -> None:
+        """Set the blend factor by hand; the ramp rests."""
+        seed.held = True
+        self.layout.ramp_steps[seed.index].fill_(length_of(seed))
+        self.set_alpha(seed, alpha)
+
+    def advance(self, step: int) -> list[Seed]:
+        """Move every ramp on to `step`: on the device by one launch, in the records by the same formula.
+
+        Returns the GRAFTING seeds. While none of them ramps nothing is launched, and the device's step and ages stay
+        those of the last launch.
+        """
+        grafting = self.in_states((State.GRAFTING,))
+        ramps = [seed for seed in grafting if not seed.held]
+        if ramps:
+            if self.step != step - 1:  # after steps without a launch, or a return to an earlier one
+                self._set_step(step - 1)
+            self.layout.advance()
+            self.step = step
+        for seed in ramps:
+            seed.alpha = ramp(step, seed.inserted_step, seed.ramp_steps)
+        return grafting
+
+    def age(self, seed: Seed) -> int:
+        """Steps that a seed had been in the host for when the table was last advanced; 0 if it is not there."""
+        return self.step - seed.inserted_step if seed.state in IN_HOST else 0
+
+    def _set_step(self, step: int) -> None:
+        self.step = step
+        self.layout.step.fill_(step)
+        for seed in self.in_states(IN_HOST):
+            self.layout.ages[seed.index].fill_(self.age(seed))
+
+    def clear(self, seed: Seed) -> None:
+        """Forget what a seed carried, on both sides."""
+        seed.clear()
+        self._write(seed)
 
     def charge(self, seed: Seed) -> int:
         """Count one error against a seed; returns how many it now has."""
@@ -164,17 +242,21 @@ class SeedTable:
                 if name not in ("id", "index"):
                     setattr(seed, name, getattr(saved, name))
             self._write(seed)
+        self.layout.step.fill_(self.step)
 
     def rewrite(self, seed: Seed) -> None:
-        """Write the device's entries of a seed again from its record."""
+        """Write the device's entries of a seed again from its record, and the step that its ramp goes by."""
+        self.layout.step.fill_(self.step)
         self._write(seed)
 
     def mend(self, seed: Seed, state: State, step: int) -> None:
         """Replace a record that cannot be by one that can: alpha 0, no errors, `state` since `step`. Not a transition.
 
-        What it carries stays.
+        What it carries stays; a ramp that cannot be is over at once, and one that has not begun begins at `step`.
         """
         seed.state, seed.state_step, seed.alpha, seed.errors = state, step, 0.0, 0
+        seed.ramp_steps = max(0, seed.ramp_steps)
+        seed.inserted_step = seed.inserted_step if 0 <= seed.inserted_step <= step else step
         self._write(seed)
 
     def to(self, device: torch.device) -> None:
@@ -185,3 +267,11 @@ class SeedTable:
         self.layout.state_steps[seed.index] = seed.state_step
         self.layout.alpha_blend[seed.index].fill_(seed.alpha)
         self.layout.error_counts[seed.index] = seed.errors
+        self.layout.ramp_begins[seed.index].fill_(seed.inserted_step)
+        self.layout.ramp_steps[seed.index].fill_(length_of(seed))
+        self.layout.ages[seed.index].fill_(self.age(seed))
+
+
+def length_of(seed: Seed) -> int:
+    """What the device holds of a seed's ramp: its steps, or RESTS."""
+    return RESTS if seed.held else seed.ramp_steps

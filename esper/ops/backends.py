@@ -26,7 +26,9 @@ from esper.ops import extension
 Implementation = Callable[..., Any]
 
 OPS = {  # op -> the file it lives in, of the same name in every backend
+    "advance_state": "advance_state",
     "blend": "blend",
+    "blend_": "blend",
     "blend_backward": "blend",
     "seed_stats": "seed_stats",
 }
@@ -92,6 +94,11 @@ def find(op: str, backend: str, device_type: str) -> Implementation:
     if backend == "triton":
         return getattr(importlib.import_module(f"kernels_triton.{OPS[op]}"), op)  # type: ignore[no-any-return]
     return getattr(importlib.import_module(f"esper.ops.{OPS[op]}"), f"{op}_reference")  # type: ignore[no-any-return]
+
+
+def checks_itself(implementation: Implementation) -> bool:
+    """Whether it is the library's: it checks every argument before it writes, whatever was checked in Python."""
+    return type(implementation) is torch._ops.OpOverload
 
 
 def why_not(backend: str, device_type: str) -> str:

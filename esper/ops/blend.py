@@ -14,6 +14,9 @@ layout. Gradients, which one launch computes together:
 
 Without a gradient for alphas neither host nor seeds are kept for the backward. Second derivatives go through
 `blend_backward_reference`, which torch can differentiate.
+
+`blend_` does the same in place, over the slots whose lifecycle state is among those asked for: state is read on the
+device, and of a slot that takes no part neither chunk nor seed is read or written.
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,8 @@ from torch.nn import Parameter
 from esper.ops import backends, layout
 from esper.ops.backends import expression_is_faster
 from esper.ops.blend_arguments import Spans, checked
+from esper.ops.blend_in_place_arguments import check_apart, check_differentiable, check_in_place
+from esper.ops.gates import among
 
 # A name costs less than an attribute, and the usual call has 1 us to spend.
 _ONE, _FLOAT32, _is_compiling = (1,), torch.float32, torch.compiler.is_compiling
@@ -81,6 +86,52 @@ def blend(
     return run(host, seeds, alphas, bounds, dim, convex)
 
 
+def blend_(
+    host: Tensor,
+    seeds: Sequence[Tensor],
+    alphas: Tensor | Sequence[Tensor],
+    states: Tensor,
+    active: int,
+    spans: Spans | None = None,
+    *,
+    channel_dim: int,
+    convex: bool = False,
+) -> Tensor:
+    """Blend into `host` itself, over the slots that take part. Returns host.
+
+    states  uint8 [S], the slots' lifecycle states, on the host's device
+    active  bit mask of the states that take part, see `esper.ops.state_mask`
+    The other arguments are `blend`'s; host must be dense in its own memory order, since nothing is copied.
+
+    Differentiable in host and seeds, in the residual form in alphas too; what takes no part has gradient 0. Not after
+    an op that keeps its output for its backward, relu or softmax for instance: that output would be overwritten.
+
+    Raises what `blend` raises, and InvalidRequest where host may not be overwritten: it has gaps, shares memory with
+    a seed or with itself, is a leaf that requires a gradient, or is kept by the op that made it, which is named; and
+    for the convex form with a gradient for alphas, which would need the host as it was.
+    """
+    seeds, alphas, bounds, dim = checked(host, seeds, alphas, spans, channel_dim, convex)
+    call = (bounds, dim, convex)
+    if _is_compiling() or torch._C._are_functorch_transforms_active():
+        check_in_place(host, seeds, alphas, states, active, convex)
+        blend__reference(host, seeds, alphas, states, active, *call)
+    elif type(host) is not Tensor and type(host) is not Parameter:
+        torch.ops.esper.blend_(host, seeds, alphas, states, active, *call)
+    elif needs_gradient(host, seeds, alphas):
+        check_in_place(host, seeds, alphas, states, active, convex)
+        check_differentiable(host)
+        check_apart(host, seeds, alphas, states)
+        BlendInPlace.apply(*call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
+    else:
+        run_in_place(host, seeds, alphas, states, active, *call)
+    return host
+
+
+def needs_gradient(host: Tensor, seeds: Sequence[Tensor], alphas: Tensor) -> bool:
+    """Whether the call must leave a node in the autograd graph."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (host, alphas, *seeds))
+
+
 def blend_reference(
     host: Tensor, seeds: Sequence[Tensor], alphas: Tensor, spans: list[int], channel_dim: int, convex: bool
 ) -> Tensor:
@@ -101,6 +152,28 @@ def blend_reference(
         blended = form(chunk, seed.to(alphas.dtype), _of_slot(alphas, slot, host.ndim))
         out = out.slice_scatter(blended, channel_dim, start, stop)
     return out.to(host.dtype)
+
+
+def blend__reference(
+    host: Tensor,
+    seeds: Sequence[Tensor],
+    alphas: Tensor,
+    states: Tensor,
+    active: int,
+    spans: list[int],
+    channel_dim: int,
+    convex: bool,
+) -> None:
+    """The definition of `blend_`. Takes alphas and states [..., S] with the host's leading dimensions too."""
+    form = torch.lerp if convex else torch.addcmul
+    taking, out = among(states, active), host.to(alphas.dtype)
+    for slot, seed in enumerate(seeds):
+        start, stop = spans[2 * slot : 2 * slot + 2]
+        chunk = out.narrow(channel_dim, start, stop - start)
+        blended = form(chunk, seed.to(alphas.dtype), _of_slot(alphas, slot, host.ndim))
+        chosen = torch.where(_of_slot(taking, slot, host.ndim), blended, chunk)
+        out = out.slice_scatter(chosen, channel_dim, start, stop)
+    host.copy_(out)
 
 
 def _of_slot(alphas: Tensor, slot: int, ndim: int) -> Tensor:
@@ -201,3 +274,74 @@ class _Blend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         d_host, d_seeds, d_alphas = gradients(ctx, grad, run_backward)
         return None, None, None, d_host, d_alphas, *d_seeds
+
+
+def run_in_place(
+    host: Tensor,
+    seeds: Sequence[Tensor],
+    alphas: Tensor,
+    states: Tensor,
+    active: int,
+    spans: list[int],
+    channel_dim: int,
+    convex: bool,
+) -> None:
+    """The chosen implementation of `blend_`, checked for what blend does not check. Raises InvalidRequest.
+
+    The library checks for itself, in a twentieth of the time, so it is only asked what is wrong when it has refused.
+    """
+    implementation = backends.pick("blend_", "cpu" if host.is_cpu else host.device.type)
+    try:
+        if not backends.checks_itself(implementation):
+            check_in_place(host, seeds, alphas, states, active, convex)
+            check_apart(host, seeds, alphas, states)
+        dense = layout.alike(host, *seeds)[1:]  # of a host with gaps it is a copy's order, and the library refuses
+        if any(copy is not seed for copy, seed in zip(dense, seeds, strict=True)):
+            check_apart(host, seeds, alphas, states)  # the library sees copies
+        alphas = alphas if alphas.is_contiguous() else alphas.contiguous()
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                implementation(host, dense, alphas, states, active, spans, channel_dim, convex)
+        else:
+            implementation(host, dense, alphas, states, active, spans, channel_dim, convex)
+    except (RuntimeError, TypeError):
+        check_in_place(host, seeds, alphas, states, active, convex)
+        check_apart(host, seeds, alphas, states)
+        raise
+    torch.autograd.graph.increment_version(host)
+
+
+class BlendInPlace(torch.autograd.Function):
+    """The gradient of `blend_`: `blend`'s, with alpha 0 where a slot took no part."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        spans: list[int],
+        channel_dim: int,
+        convex: bool,
+        active: int,
+        host: Tensor,
+        alphas: Tensor,
+        states: Tensor,
+        *seeds: Tensor,
+    ) -> Tensor:
+        ctx.mark_dirty(host)
+        ctx.call, ctx.sums = (spans, channel_dim, convex), ctx.needs_input_grad[5]
+        ctx.save_for_backward(alphas, among(states, active), *(seeds if ctx.sums else ()))
+        run = run_in_place if type(host) is Tensor else torch.ops.esper.blend_
+        run(host, list(seeds), alphas, states, active, spans, channel_dim, convex)
+        return host
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        alphas, taking, *seeds = ctx.saved_tensors
+        differentiate = run_backward
+        if torch.is_grad_enabled():  # of what took no part not even a NaN may reach the second derivative
+            differentiate = blend_backward_reference
+            seeds = [torch.where(taking[slot], seed, 0) for slot, seed in enumerate(seeds)]
+        made = differentiate(grad, None, seeds, torch.where(taking, alphas, 0), *ctx.call)
+        d_host = made.pop(0) if ctx.call[-1] else grad
+        d_alphas = torch.where(taking, made.pop(), 0) if ctx.sums else None
+        d_seeds = [d_seed.masked_fill(~taking[slot], 0) for slot, d_seed in enumerate(made)]
+        return None, None, None, None, d_host, d_alphas, None, *d_seeds

@@ -132,6 +132,6 @@ def _alphas(alphas: Tensor | Sequence[Tensor], host: Tensor, slots: int) -> Tens
     return alphas.to(torch.float64)
 
 
-def refuse(error: type[InvalidRequest], argument: str, reason: str) -> NoReturn:
+def refuse(error: type[InvalidRequest], argument: str, reason: str, op: str = "blend") -> NoReturn:
     """Raise `error` about `argument`."""
-    raise error(f"blend: {argument} {reason}", {argument: reason})
+    raise error(f"{op}: {argument} {reason}", {argument: reason})

@@ -1,4 +1,4 @@
-"""The registered operators esper::blend and esper::blend_backward.
+"""The registered operators esper::blend, esper::blend_backward and esper::blend_.
 
 torch.export, functorch, tensor subclasses and opcheck see these; eager calls of `esper.ops.blend` mostly go around
 them, and compiled ones are plain expressions. Here are their schema, fake, gradient, vmap rule and autocast rule.
@@ -9,15 +9,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.errors import InvalidRequest
 from esper.ops import layout
-from esper.ops.blend import blend_backward_reference, blend_reference, gradients, keep, run, run_backward
+from esper.ops.blend import (
+    BlendInPlace,
+    blend__reference,
+    blend_backward_reference,
+    blend_reference,
+    gradients,
+    keep,
+    needs_gradient,
+    run,
+    run_backward,
+    run_in_place,
+)
 from esper.ops.blend_arguments import check_channel_dim, check_host, check_spans, checked
+from esper.ops.blend_in_place_arguments import check_differentiable, check_in_place
 
 ARGUMENTS = "Tensor[] seeds, Tensor alphas, int[] spans, int channel_dim, bool convex"
 
 library = torch.library.Library("esper", "FRAGMENT")
 library.define(f"blend(Tensor host, {ARGUMENTS}) -> Tensor")
 library.define(f"blend_backward(Tensor grad, Tensor? host, {ARGUMENTS}) -> Tensor[]")
+library.define(
+    "blend_(Tensor(a!) host, Tensor[] seeds, Tensor alphas, Tensor states, int active, int[] spans, "
+    "int channel_dim, bool convex) -> ()"
+)
 
 
 def _pairs(spans: list[int]) -> list[tuple[int, int]]:
@@ -108,6 +125,63 @@ def _autocast(device_type: str) -> Any:
     return cast
 
 
+def _blend_in_place(
+    host: Tensor,
+    seeds: list[Tensor],
+    alphas: Tensor,
+    states: Tensor,
+    active: int,
+    spans: list[int],
+    channel_dim: int,
+    convex: bool,
+) -> None:
+    checked(host, seeds, alphas, _pairs(spans), channel_dim, convex)
+    check_in_place(host, seeds, alphas, states, active, convex)
+    run_in_place(host, seeds, alphas, states, active, spans, channel_dim, convex)
+
+
+def _blend_in_place_fake(
+    host: Tensor, seeds: list[Tensor], alphas: Tensor, states: Tensor, active: int, _: Any, __: int, convex: bool
+) -> None:
+    check_in_place(host, seeds, alphas, states, active, convex)
+
+
+def _blend_in_place_autograd(
+    host: Tensor, seeds: list[Tensor], alphas: Tensor, states: Tensor, active: int, *call: Any
+) -> None:
+    """torch registers no gradient for an operator that writes to its arguments, so this is it."""
+    if needs_gradient(host, seeds, alphas):
+        check_in_place(host, seeds, alphas, states, active, call[-1])
+        check_differentiable(host)
+        BlendInPlace.apply(*call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            torch.ops.esper.blend_(host, seeds, alphas, states, active, *call)
+
+
+def _blend_in_place_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[None, None]:
+    """With one alpha and state a slot for the whole batch, the batch is one more dimension."""
+    host, seeds, alphas, states, active, spans, channel_dim, convex = args
+    if in_dims[0] is None:
+        raise InvalidRequest("blend_: host has no batch, and cannot hold one result per example; use blend under vmap")
+    call = (spans, channel_dim + 1, convex)
+    host, *seeds = _batch_first(info, [host, *seeds], [in_dims[0], *in_dims[1]])
+    if in_dims[2] is None and in_dims[3] is None:
+        torch.ops.esper.blend_(host, seeds, alphas, states, active, *call)
+    else:
+        alphas, states = _batch_first(info, [alphas, states], in_dims[2:4])
+        blend__reference(host, seeds, alphas, states, active, *call)
+    return None, None
+
+
+def _in_place_autocast(device_type: str) -> Any:
+    def cast(host: Tensor, seeds: list[Tensor], *rest: Any) -> None:
+        with torch.autocast(device_type, enabled=False):
+            torch.ops.esper.blend_(host, [s.to(host.dtype) for s in seeds], *rest)
+
+    return cast
+
+
 library.impl("blend", _blend, "CompositeExplicitAutograd")
 library.impl("blend_backward", _blend_backward, "CompositeExplicitAutograd")
 library.impl("blend", _autocast("cpu"), "AutocastCPU")
@@ -117,3 +191,9 @@ torch.library.register_fake("esper::blend_backward", _blend_backward_fake, lib=l
 torch.library.register_autograd("esper::blend", _backward, setup_context=_setup_context, lib=library)
 torch.library.register_vmap("esper::blend", _blend_vmap, lib=library)
 torch.library.register_vmap("esper::blend_backward", _blend_backward_vmap, lib=library)
+library.impl("blend_", _blend_in_place, "CompositeExplicitAutograd")
+library.impl("blend_", _blend_in_place_autograd, "Autograd")
+library.impl("blend_", _in_place_autocast("cpu"), "AutocastCPU")
+library.impl("blend_", _in_place_autocast("cuda"), "AutocastCUDA")
+torch.library.register_fake("esper::blend_", _blend_in_place_fake, lib=library)
+torch.library.register_vmap("esper::blend_", _blend_in_place_vmap, lib=library)

@@ -34,3 +34,12 @@ def memory_order(t: Tensor) -> list[int]:
 
 def _copy(t: Tensor, order: list[int]) -> Tensor:
     return torch.empty_permuted(t.shape, order, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def extent(t: Tensor) -> tuple[int, int]:
+    """The addresses from t's first byte to after its last; of a tensor with gaps, gaps included. Empty: (0, 0)."""
+    if not t.numel():
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    begin = t.data_ptr()
+    return begin, begin + (last + 1) * t.element_size()

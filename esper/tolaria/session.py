@@ -273,7 +273,7 @@ class Session:
     def _check_seeds(self) -> None:
         """Before a decision reads the table: an impossible record sends the run back, a stale device is rewritten."""
         run, executor = self.run, self.run.executor
-        damage, reason = inspect_table(executor.table.seeds, executor.table.layout, executor.grafts)
+        damage, reason = inspect_table(executor.table, executor.grafts)
         for seed in damage.stale:
             executor.table.rewrite(executor.table[seed])
         if damage.stale:

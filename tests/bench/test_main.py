@@ -10,6 +10,7 @@ from bench.row import ROOT
 from tests.bench.fakes import bench_of, row
 
 NAMES = {
+    "advance-state",
     "blend",
     "checkpoint",
     "compat",
@@ -42,7 +43,7 @@ def test_every_bench_is_found_by_its_name():
         bench = registry.load(name)
         assert bench.about.endswith((".", ":")) or bench.about, name
         assert callable(bench.rows), name
-    assert [name for name in registry.names() if registry.load(name).gpu] == ["blend", "seed-stats"]
+    assert [name for name in registry.names() if registry.load(name).gpu] == ["advance-state", "blend", "seed-stats"]
     assert [name for name in registry.names() if registry.load(name).long] == ["growth", "verdict"]
 
 

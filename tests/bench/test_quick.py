@@ -24,10 +24,17 @@ def test_dormant():
     assert all(row.target == 1.01 and row.aa_low <= row.aa_high and row.value > 0 for row in found.values())
 
 
+def test_advance_state():
+    found = rows("advance-state")
+    assert {("1 seeds auto", "ratio"), ("16 seeds auto", "alone_us")} <= found.keys()
+
+
 def test_blend():
     found = rows("blend")
     assert ("16K float32 forward convex auto", "ratio") in found
     assert ("16K float32 forward convex auto", "added_us") in found
+    assert ("16K float32 in place convex auto", "ratio") in found
+    assert ("16K bfloat16 in place dormant auto", "dormant_ratio") in found
 
 
 def test_seed_stats():

@@ -11,7 +11,7 @@ from tests import builders
 
 
 def inspect(executor):
-    return inspect_table(executor.table.seeds, executor.table.layout, executor.grafts)
+    return inspect_table(executor.table, executor.grafts)
 
 
 def led_to(state):
@@ -43,10 +43,14 @@ def test_a_kept_fossil_and_a_charged_seed_are_sound():
         ("alpha_blend", 0.5, "alpha 0.5 instead of 1"),
         ("state_steps", -3, "step -3 instead of 14"),
         ("error_counts", 9, "error count 9 instead of 0"),
+        ("ramp_begins", 99, "first step of its ramp 99 instead of {begin}"),
+        ("ramp_steps", -1, "length of its ramp -1 instead of {length}"),
+        ("ages", -7, "age -7 instead of {age}"),
     ],
 )
 def test_what_the_device_has_instead_is_named_and_written_again(tensor, value, said):
     executor, _, seed = led_to(State.STABILIZATION)
+    said = said.format(begin=seed.inserted_step, length=seed.ramp_steps, age=executor.table.age(seed))
     column = getattr(executor.table.layout, tensor)
     good = column.clone()
     column[seed.index] = value
@@ -68,15 +72,28 @@ def test_what_the_device_has_instead_is_named_and_written_again(tensor, value, s
         ("alpha", 1.0001, "alpha 1.0001, which is not within [0, 1]"),
         ("state_step", -1, "step -1 and 0 errors, which cannot be negative"),
         ("errors", -1, "step 14 and -1 errors, which cannot be negative"),
+        ("inserted_step", -1, "a ramp of {length} steps from step -1, which cannot be negative"),
+        ("ramp_steps", -2, "a ramp of -2 steps from step {begin}, which cannot be negative"),
     ],
 )
 def test_a_record_that_cannot_be_is_named_and_mended(field, value, said):
     executor, _, seed = led_to(State.STABILIZATION)
+    said = said.format(begin=seed.inserted_step, length=seed.ramp_steps)
     setattr(seed, field, value)
     assert inspect(executor) == (Damage(impossible=(seed.id,)), f"the record of seed {seed.id} has {said}")
     seed.folded = False
     executor.mend([seed.id], 20)
     assert (seed.state, seed.alpha, seed.state_step, seed.errors) == (State.GRAFTING, 0.0, 20, 0)
+    assert inspect(executor) == (Damage(), "")
+
+
+def test_a_wrong_step_of_a_ramp_is_named_and_written_again():
+    executor, _, seed = led_to(State.GRAFTING)
+    good = executor.table.step
+    executor.table.layout.step.fill_(7_000)
+    said = f"the device has step 7000 of its ramp instead of {good} for seed {seed.id}"
+    assert inspect(executor) == (Damage(stale=(seed.id,)), said)
+    executor.table.rewrite(seed)
     assert inspect(executor) == (Damage(), "")
 
 

@@ -82,8 +82,7 @@ def dormant_bytes(sites: int) -> float:
     finally:
         tracemalloc.stop()
     layout = handle.executor.table.layout
-    tensors = sum(t.nbytes for t in (layout.lifecycle_states, layout.alpha_blend, layout.state_steps))
-    tensors += layout.error_counts.nbytes
+    tensors = sum(t.nbytes for t in layout.tensors())
     unwrap(model)
     return (python + tensors) / sites
 

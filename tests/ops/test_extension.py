@@ -98,9 +98,9 @@ def cuobjdump(library) -> str:
 
 
 def test_cuda_kernels_move_16_bytes_at_a_time_through_64_bit_addresses(library, cuobjdump):
-    code_of = re.compile(r"Function : (\S*(?:forward|backward)_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
+    code_of = re.compile(r"Function : (\S*(?:forward|backward|in_place)_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
     kernels = dict(code_of.findall(output_of(cuobjdump, "-sass", "-arch", "sm_90", library)))
-    assert len(kernels) == 4 * 2 * (2 + 4)  # dtypes, pack sizes, forms
+    assert len(kernels) == 4 * 2 * (2 + 4 + 2)  # dtypes, pack sizes, forms
     for name, code in kernels.items():
         packed = "Li1ELb" not in name
         assert bool(re.search(r"\bLDG\.E\.128", code)) == packed, name
@@ -122,6 +122,16 @@ def test_seed_stats_reads_16_bytes_at_a_time_through_64_bit_addresses(library, c
         assert addresses
         assert all(".64" in address for address in addresses), name
         assert not re.search(r"\b(LDL|STL|LD|ST)\.", code), f"{name} spills, or does not know its addresses are global"
+
+
+def test_the_kernel_of_a_table_has_64_bit_addresses_and_waits_before_the_step_is_written(library, cuobjdump):
+    code_of = re.compile(r"Function : (\S*advance_kernel\S*)(.*?)(?=Function :|\Z)", re.S)
+    ((_, code),) = code_of.findall(output_of(cuobjdump, "-sass", "-arch", "sm_90", library))
+    addresses = re.findall(r"\b(?:LDG|STG)\.E\S* .*?\[(R\d+\S*?)[\]+]", code)
+    assert addresses
+    assert all(".64" in address for address in addresses)
+    assert not re.search(r"\b(LDL|STL|LD|ST)\.", code)
+    assert code.index("LDG.E") < code.index("BAR.SYNC") < code.index("STG.E")
 
 
 def test_cuda_code_is_there_for_every_architecture_it_names(library, cuobjdump):
