@@ -72,4 +72,4 @@ def test_triton_has_a_launcher_of_the_references_parameters(op):
 def test_triton_kernels_import_torch_and_triton_only():
     for path in (ROOT / "kernels_triton").glob("*.py"):
         imported = set(re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.M))
-        assert imported <= {"torch", "triton", "kernels_triton", "contextlib", "math"}, path.name
+        assert imported <= {"torch", "triton", "kernels_triton", "contextlib", "itertools", "math"}, path.name
