@@ -15,6 +15,11 @@ STABLE_TORCH_LIBRARY(esper_native, m) {
   m.def(
       "blend_backward(Tensor grad, Tensor? host, Tensor[] seeds, Tensor alphas, int[] spans, int channel_dim, "
       "bool convex) -> Tensor[]");
+  // kernels compiled ahead of time: csrc/cuda/cubin.cpp
+  m.def(
+      "load_cubin(Tensor image, str kernel, str layout, int num_warps, int shared_bytes, int device) -> int");
+  m.def(
+      "launch_cubin(int handle, Tensor(a!)[] tensors, int[] integers, float[] floats, int[] grid) -> ()");
 }
 
 // What this library was built for, as `key=value;...`. Read by esper/ops/extension.py.

@@ -23,7 +23,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SUFFIXES = {"cuda": ("cubin", "ptx"), "hip": ("hsaco", "amdgcn")}  # machine code, assembly
-BYTES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "fp32": 4, "fp64": 8}  # of a scalar
+BYTES = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8}  # of the scalars that launchers pass
 # Triton appends two pointers to every kernel's parameters. These kernels use neither: both are null.
 SCRATCH = ("global_scratch", "profile_scratch")
 
@@ -78,7 +78,7 @@ def why_unfit(spec: Specialisation) -> str:
         return f"aligned names {sorted(unknown)}, which are no runtime arguments"
     kinds = [kind for declared in spec.signature.values() for kind in _entries(declared)]
     unknown = {kind for kind in kinds if not kind.startswith("*") and kind not in BYTES}
-    return f"types {sorted(unknown)} are not known; add their sizes to BYTES" if unknown else ""
+    return f"types {sorted(unknown)} are none that launchers pass: {sorted(BYTES)}" if unknown else ""
 
 
 def why_not_launchable(made: object) -> str:
