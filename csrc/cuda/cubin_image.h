@@ -47,10 +47,11 @@ inline CubinImage read_cubin(const uint8_t* image, uint64_t size, const std::str
   }
   if (header.machine == kMachineAmd) return {0, "it is code for an AMD GPU (hsaco)"};
   if (header.machine != kMachineCuda) return {0, "it is an ELF file for machine " + std::to_string(header.machine)};
-  const uint64_t table = static_cast<uint64_t>(header.sections) * sizeof(ElfSection);
-  if (header.section_bytes != sizeof(ElfSection) || !inside(header.sections_at, table, size) ||
-      header.names >= header.sections) {
-    return {0, "its section table lies outside its " + std::to_string(size) + " bytes: it is cut short or corrupt"};
+  const uint64_t sections = static_cast<uint64_t>(header.sections) * sizeof(ElfSection);
+  const uint64_t segments = static_cast<uint64_t>(header.segments) * header.segment_bytes;
+  if (header.section_bytes != sizeof(ElfSection) || header.names >= header.sections ||
+      !inside(header.sections_at, sections, size) || !inside(header.segments_at, segments, size)) {
+    return {0, "its tables lie outside its " + std::to_string(size) + " bytes: it is cut short or corrupt"};
   }
   const auto section = [&](uint16_t i) {
     ElfSection s;

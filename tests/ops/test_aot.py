@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time, without a GPU: every one for every target, what its metadata says, and equal bytes."""
+"""Kernels compiled ahead of time, without a GPU: every kernel for every target, its metadata, equal bytes."""
 
 import hashlib
 import importlib.util

@@ -207,7 +207,7 @@ def test_metadata_and_code_are_read_once_their_digests_are_right(compiled, tmp_p
 
 
 def test_what_is_not_there_is_named(compiled, tmp_path):
-    with pytest.raises(NotFound, match="holds no kernel other: write it with python -m kernels_triton.aot"):
+    with pytest.raises(NotFound, match="holds no kernel other: write it with python -m kernels_triton"):
         cubin.targets(compiled, "other")
     with pytest.raises(NotFound, match="SHA256SUMS does not list it: compile it again"):
         cubin.read(compiled, "sm_120", KERNEL)
