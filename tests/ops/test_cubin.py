@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,85 @@ def test_without_a_driver_the_remedy_is_named(ops, compiled):
         ops.load_cubin(image_of(compiled / f"sm_90/{KERNEL}.cubin"), "forward_kernel", "*bf16/16", 4, 0, 0)
     with pytest.raises(Unavailable, match="sees no CUDA device; see nvidia-smi"):
         cubin.load(compiled, KERNEL, torch.device("cuda"))
+
+
+FIVE = "*fp32,*fp32,i32,null,null"  # what the stand-in for the driver says its kernel takes
+LOADS = {
+    "fits": ("sm_90", FIVE, 47 * 1024, 0),
+    "large": ("sm_90", FIVE, 48 * 1024, 0),
+    "too large": ("sm_90", FIVE, 227 * 1024, 0),
+    "other architecture": ("sm_80", FIVE, 0, 0),
+    "other device": ("sm_90", FIVE, 0, 1),
+    "too few": ("sm_90", "*fp32,*fp32,i32,null", 0, 0),
+    "too many": ("sm_90", FIVE + ",null", 0, 0),
+    "too wide": ("sm_90", "*fp32,*fp32,i64,null,null", 0, 0),
+}
+LOADING = """
+import json, sys, torch
+torch.ops.load_library(sys.argv[1])
+for name, (path, layout, shared_bytes, device) in json.loads(sys.argv[2]).items():
+    print("==", name, flush=True)
+    image = torch.frombuffer(bytearray(open(path, "rb").read()), dtype=torch.uint8)
+    try:
+        print("handle", torch.ops.esper_native.load_cubin(image, "forward_kernel", layout, 4, shared_bytes, device))
+    except RuntimeError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def loads(compiled, tmp_path_factory) -> dict[str, list[str]]:
+    """What each of LOADS says, and does to a stand-in for the driver. One process: importing torch takes 2 s."""
+    require("cpp", extension.load().missing)
+    require("cc", "" if shutil.which("cc") else "cc is not installed: make deps-debian")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("driver_double.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", source, "-o", folder / "libcuda.so.1"], check=True)
+    asked = {name: (str(compiled / f"{load[0]}/{KERNEL}.cubin"), *load[1:]) for name, load in LOADS.items()}
+    command = [sys.executable, "-c", LOADING, str(extension.LIBRARY), json.dumps(asked)]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    parts = [part.splitlines() for part in said.split("== ")[1:]]
+    return {name: lines for name, *lines in parts}
+
+
+def test_a_kernel_is_loaded_in_the_devices_context(loads):
+    assert loads["fits"] == ["push", "load ELF", "function forward_kernel", "pop", "handle 0"]
+
+
+def test_shared_memory_past_48_kb_is_asked_for(loads):
+    """The kernel's own, 1 KB here, counts."""
+    assert loads["large"] == ["push", "load ELF", "function forward_kernel", "set 8 49152", "pop", "handle 1"]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (
+            "too large",
+            "shared_bytes: the kernel needs 233472 bytes of shared memory, the device has 232448 for a block",
+        ),
+        ("too few", "layout has 4 parameters, the kernel more"),
+        ("too many", "layout has 6 parameters, the kernel 5"),
+        ("too wide", "layout: parameter 2 is i64 of 8 bytes, the kernel's has 4"),
+    ],
+)
+def test_a_kernel_that_is_not_as_told_is_refused_and_unloaded(loads, load, message):
+    *done, said = loads[load]
+    assert message in said
+    assert done == ["push", "load ELF", "function forward_kernel", "unload", "pop"]
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ("other architecture", "image does not run on cuda:0: it is for sm_80, the device is sm_90; compile it for"),
+        ("other device", "device is 1; this machine has 1 CUDA devices"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_loaded(loads, load, message):
+    (said,) = loads[load]
+    assert message in said
 
 
 def test_a_launch_refuses_before_it_asks_for_a_driver(ops):
