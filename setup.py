@@ -72,7 +72,9 @@ def extension(cuda: Path | None):
     target = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
     # messages name csrc/..., not a folder of the machine that built them
     nameless = [f"-ffile-prefix-map={p}/=" for p in (*torch_build.include_paths(), ROOT)]
-    sources = ["csrc/schemas.cpp", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/cpu").glob("*.cpp")))]
+    # the .cpp files of csrc/cuda find NVIDIA's driver when they run, and need no toolkit
+    plain = [p for folder in ("cpu", "cuda") for p in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
+    sources = ["csrc/schemas.cpp", *(str(p.relative_to(ROOT)) for p in plain)]
     cxx, nvcc = ["-O3", "-std=c++17", "-fvisibility=hidden", *nameless, target], []
     link = ["-Wl,--gc-sections", "-s", f"-Wl,--version-script={ROOT}/csrc/exports.map"]
     if cuda:
@@ -91,7 +93,7 @@ def extension(cuda: Path | None):
         py_limited_api=True,  # links no libtorch_python
         include_dirs=[str(cuda / "include")] if cuda else [],
         library_dirs=[str(cuda / "lib64")] if cuda else [],
-        libraries=["cudart_static", "rt", "dl", "pthread"] if cuda else [],
+        libraries=["cudart_static", "rt", "dl", "pthread"] if cuda else ["dl"],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         extra_link_args=link,
     )

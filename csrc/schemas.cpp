@@ -23,6 +23,11 @@ STABLE_TORCH_LIBRARY(esper_native, m) {
   m.def(
       "blend_(Tensor(a!) host, Tensor[] seeds, Tensor alphas, Tensor states, int active, int[] spans, "
       "int channel_dim, bool convex) -> ()");
+  // kernels compiled ahead of time: csrc/cuda/cubin.cpp
+  m.def(
+      "load_cubin(Tensor image, str kernel, str layout, int num_warps, int shared_bytes, int device) -> int");
+  m.def(
+      "launch_cubin(int handle, Tensor(a!)[] tensors, int[] integers, float[] floats, int[] grid) -> ()");
 }
 
 // What this library was built for, as `key=value;...`. Read by esper/ops/extension.py.

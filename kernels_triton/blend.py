@@ -5,12 +5,15 @@ are a range of columns whatever the layout. One launch serves all slots. Shapes 
 esper.ops checks them and passes dense tensors of one memory order.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels_triton.matrix import device_of, empty_chunk, fold, math_type, pairs
+from kernels_triton.specialisation import Specialisation
 
 BLOCK = 1024  # elements per program. Untuned: choose with bench/ops/bench_blend.py on the target device
 SUM_BLOCK = 1024
@@ -232,3 +235,35 @@ def _tile(rows: int, width: int) -> tuple[dict[str, int], tuple[int]]:
     cols = min(BLOCK, triton.next_power_of_2(max(width, 1)))
     down = BLOCK // cols
     return {"ROWS": down, "COLS": cols}, (triton.cdiv(rows, down) * triton.cdiv(width, cols),)
+
+
+def specialisations() -> list[Specialisation]:
+    """One and two slots, both forms, alphas with and without a gradient; rows of BLOCK columns or more."""
+    made = [
+        Specialisation(
+            "blend_sum_fp32", sum_kernel, {"shares_ptr": "*fp32", "d_alphas_ptr": "*fp32", "programs": "i32"},
+            {"BLOCK": SUM_BLOCK}, ("shares_ptr", "d_alphas_ptr"), vectorised=False,
+        )
+    ]  # fmt: skip
+    for dtype, slots, convex in itertools.product(("fp32", "bf16", "fp16"), (1, 2), (False, True)):
+        form = f"{dtype}_{slots}_{'convex' if convex else 'residual'}"
+        made.append(_specialised(f"blend_forward_{form}", forward_kernel, dtype, slots, convex=convex))
+        for sums in (False, True):
+            name = f"blend_backward_{form}" + ("_alphas" if sums else "")
+            made.append(_specialised(name, backward_kernel, dtype, slots, convex=convex, sums=sums))
+    return made
+
+
+def _specialised(
+    name: str, kernel: triton.JITFunction, dtype: str, slots: int, *, convex: bool, sums: bool = False
+) -> Specialisation:
+    element, columns = f"*{dtype}", ("i32",) * slots
+    kinds: dict[str, str | tuple[str, ...]] = {
+        "host_ptr": element, "grad_ptr": element, "out_ptr": element, "d_host_ptr": element,
+        "seed_ptrs": (element,) * slots, "d_seed_ptrs": (element,) * slots, "alphas_ptr": "*fp32",
+        "shares_ptr": "*fp32", "rows": "i32", "width": "i32", "begins": columns, "ends": columns,
+    }  # fmt: skip
+    values = {"SLOTS": slots, "CONVEX": convex, "SUMS": sums, "MATH": tl.float32, "ROWS": 1, "COLS": BLOCK}
+    signature = {argument: kinds[argument] for argument in kernel.arg_names if argument in kinds}
+    constants = {argument: values[argument] for argument in kernel.arg_names if argument in values}
+    return Specialisation(name, kernel, signature, constants, tuple(a for a in signature if a != "rows"))

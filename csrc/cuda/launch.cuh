@@ -4,25 +4,16 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <dlfcn.h>
 
 #include <type_traits>
 
 #include "../checks.h"
+#include "stream.h"
 
 namespace esper::cuda {
 
-// libtorch_cuda is not linked: this library also loads where torch has none. It is there whenever a CUDA tensor is.
 inline cudaStream_t current_stream(int32_t device) {
-  using Getter = AOTITorchError (*)(int32_t, void**);
-  static const Getter get = [] {
-    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return torch_cuda ? reinterpret_cast<Getter>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream")) : nullptr;
-  }();
-  STD_TORCH_CHECK(get != nullptr, "libtorch_cuda.so is not loaded in this process, so there is no current CUDA stream");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(get(device, &stream));
-  return static_cast<cudaStream_t>(stream);
+  return static_cast<cudaStream_t>(current_stream_handle(device));
 }
 
 inline void check_launch(const char* kernel) {
