@@ -72,7 +72,8 @@ def extension(cuda: Path | None):
     target = f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"
     # messages name csrc/..., not a folder of the machine that built them
     nameless = [f"-ffile-prefix-map={p}/=" for p in (*torch_build.include_paths(), ROOT)]
-    sources = ["csrc/schemas.cpp", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc/cpu").glob("*.cpp")))]
+    folders = (ROOT / "csrc", ROOT / "csrc/cpu")
+    sources = [str(p.relative_to(ROOT)) for folder in folders for p in sorted(folder.glob("*.cpp"))]
     cxx, nvcc = ["-O3", "-std=c++17", "-fvisibility=hidden", *nameless, target], []
     link = ["-Wl,--gc-sections", "-s", f"-Wl,--version-script={ROOT}/csrc/exports.map"]
     if cuda:
