@@ -1,6 +1,6 @@
 // Somebody else's trainer in C++: a small regression, grown with nothing but Esper's native library.
 //
-//     make -C examples/external_trainer
+//     make -C examples/external_trainer PYTHON=../../.venv/bin/python
 //     examples/external_trainer/trainer esper/ops/libesper_native.so
 //
 // Three branches are let into the network while it trains, two by the residual and one by the convex form, their
