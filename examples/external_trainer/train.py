@@ -2,7 +2,7 @@
 
     python examples/external_trainer/train.py esper/ops/libesper_native.so
 
-Two branches are let into the network while it trains, one by the residual and one by the convex form, their alphas
+Three branches are let into the network while it trains, two by the residual and one by the convex form, their alphas
 ramped over the first 40 of 50 steps. At some steps every gradient is compared with that of the plain torch expression;
 the script fails where they differ.
 """
