@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q install -c requirements/lock.txt
-# Everything a run needs / everything a test needs.
+# Everything a run needs / a build needs / a test needs.
 SETUP := $(VENV)/.runtime
+BUILD := $(VENV)/.build
 DEV := $(VENV)/.dev
 PROTO := .venv-proto/.ready
 BUF := node_modules/.bin/buf
 
-.PHONY: demo test test-all bench gpu lint format proto serve deps-debian clean
+.PHONY: demo test test-all bench gpu wheel lint format proto serve deps-debian clean
 
 demo: $(SETUP)
 	$(PY) -m esper demo $(ARGS)
@@ -27,6 +28,11 @@ bench: $(DEV)
 gpu: $(DEV)
 	$(PY) -m pytest -m gpu tests
 	$(PY) -m bench --gpu
+
+# For this platform and any Python 3, in dist/. What an earlier build left in build/lib* would be packed too.
+wheel: $(BUILD)
+	rm -rf build/lib* build/bdist* dist/esper-*.whl
+	$(PY) -m pip --disable-pip-version-check wheel -v --no-build-isolation --no-deps -w dist .
 
 lint: $(DEV) $(PROTO)
 	$(PY) -m ruff check .
@@ -54,9 +60,12 @@ deps-debian:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch comes first and by itself: the build below compiles against the one installed.
-$(SETUP): $(VENV)/bin/python pyproject.toml setup.py requirements/lock.txt requirements/broker.txt $(wildcard csrc/* csrc/*/*)
+# torch comes first and by itself: the build compiles against the one installed.
+$(BUILD): $(VENV)/bin/python requirements/lock.txt
 	$(PIP) torch numpy setuptools wheel ninja
+	touch $@
+
+$(SETUP): $(BUILD) pyproject.toml setup.py requirements/lock.txt requirements/broker.txt $(wildcard csrc/* csrc/*/*)
 	$(PIP) --no-build-isolation -e .
 	$(PY) -m pip --disable-pip-version-check -q install --no-deps --require-hashes -r requirements/broker.txt
 	touch $@

@@ -73,8 +73,8 @@ def extension(cuda: Path | None):
     # messages name csrc/..., not a folder of the machine that built them
     nameless = [f"-ffile-prefix-map={p}/=" for p in (*torch_build.include_paths(), ROOT)]
     # the .cpp files of csrc/cuda find NVIDIA's driver when they run, and need no toolkit
-    plain = [p for folder in ("cpu", "cuda") for p in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
-    sources = ["csrc/schemas.cpp", *(str(p.relative_to(ROOT)) for p in plain)]
+    plain = [p for folder in ("", "cpu", "cuda") for p in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
+    sources = [str(p.relative_to(ROOT)) for p in plain]
     cxx, nvcc = ["-O3", "-std=c++17", "-fvisibility=hidden", *nameless, target], []
     link = ["-Wl,--gc-sections", "-s", f"-Wl,--version-script={ROOT}/csrc/exports.map"]
     if cuda:

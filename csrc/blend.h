@@ -46,8 +46,8 @@ inline void check_spans(const std::vector<int64_t>& spans, int64_t channels, boo
 }
 
 inline void check_alphas(const Tensor& alphas, const Leader& leader, int64_t slots) {
-  check_device({"alphas"}, alphas, leader.name, leader.tensor);
   check_type({"alphas"}, alphas, math_type(leader.tensor.scalar_type()), "the type the op computes in");
+  check_device({"alphas"}, alphas, leader.name, leader.tensor);
   STD_TORCH_CHECK(alphas.dim() == 1 && alphas.size(0) == slots && alphas.is_contiguous(), "alphas is ",
                   shape_text(alphas), ", must be a contiguous [", slots, "], one per slot");
 }

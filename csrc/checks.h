@@ -31,6 +31,7 @@ inline std::string shape_text(const Tensor& t) {
 
 inline std::string device_text(const Tensor& t) {
   if (t.is_cpu()) return "cpu";
+  if (t.device().type() == torch::headeronly::DeviceType::Meta) return "meta";
   return (t.is_cuda() ? "cuda:" : "device ") + std::to_string(t.get_device_index());
 }
 

@@ -1,5 +1,6 @@
 /* A program without Python and without C++: loads the library beside libtorch and blends four numbers through torch's
- * C interface. Usage: beside_libtorch <library>. Prints "6 12 18 24". */
+ * C interface. Then hands it an undefined tensor, which must be an error. Usage: beside_libtorch <library>. Prints
+ * "6 12 18 24". */
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,6 +15,7 @@ extern int32_t aoti_torch_create_tensor_from_blob(void* data, int64_t ndim, cons
 extern int32_t aoti_torch_dtype_float32(void);
 extern int32_t aoti_torch_device_type_cpu(void);
 extern int32_t aoti_torch_get_data_ptr(Handle tensor, void** data);
+extern int32_t aoti_torch_new_uninitialized_tensor(Handle* made);
 extern void aoti_torch_grad_mode_set_enabled(bool enabled);
 extern uint64_t aoti_torch_abi_version(void);
 extern int32_t torch_new_list_reserve_size(uint64_t size, Handle* made);
@@ -25,6 +27,12 @@ static Handle tensor(float* data, int64_t length) {
   Handle made = NULL;
   aoti_torch_create_tensor_from_blob(data, 1, &length, &one, 0, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(),
                                      0, &made);
+  return made;
+}
+
+static Handle undefined(void) {
+  Handle made = NULL;
+  aoti_torch_new_uninitialized_tensor(&made);
   return made;
 }
 
@@ -50,6 +58,12 @@ int main(int argc, char** argv) {
   if (torch_call_dispatcher("esper_native::blend", "", stack, aoti_torch_abi_version()) != 0) return 3;
   void* out = NULL;
   if (aoti_torch_get_data_ptr((Handle)stack[0], &out) != 0) return 4;
+  for (int i = 0; i < 3; ++i) { /* host, a seed, alphas in turn */
+    const Value some[] = {(Value)(i == 1 ? undefined() : tensor(seed, 4))};
+    Value wrong[] = {(Value)(i == 0 ? undefined() : tensor(host, 4)), list(1, some),
+                     (Value)(i == 2 ? undefined() : tensor(alpha, 1)), list(2, span), 0, false};
+    if (torch_call_dispatcher("esper_native::blend", "", wrong, aoti_torch_abi_version()) == 0) return 5;
+  }
   for (int i = 0; i < 4; ++i) printf(i ? " %g" : "%g", ((float*)out)[i]);
   return puts(""), 0;
 }

@@ -1,6 +1,7 @@
 """setup.py: what a wheel holds and is called, with the library and without it, and what the build says."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import setuptools
 
 from tests.requirements import require
 
+from .toolchain import beside_libtorch, output_of
+
 ROOT = Path(__file__).parents[2]
 PARTS = [
     "csrc",
@@ -22,8 +25,11 @@ PARTS = [
     "esper/errors.py",
     "setup.py",
     "pyproject.toml",
+    "Makefile",
+    "requirements/lock.txt",
     "LICENSE",
 ]
+UNPACKED = ["bench", "tests", "examples", "proto"]  # python that no wheel may hold
 
 
 @pytest.fixture
@@ -36,6 +42,9 @@ def project(tmp_path) -> Path:
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(ROOT / part, folder / part)
+    for part in UNPACKED:
+        (folder / part).mkdir()
+        (folder / part / "__init__.py").touch()
     (folder / "README.md").touch()
     return folder
 
@@ -101,16 +110,48 @@ def test_cuda_is_left_out_on_request(choose_cuda, monkeypatch):
     assert choose_cuda() == Path("/opt/cuda")
 
 
-@pytest.mark.slow
-def test_a_wheel_for_cpu_runs_from_anywhere(project, tmp_path):
-    require("c++", "" if shutil.which(os.environ.get("CXX", "c++")) else "no C++ compiler: make deps-debian")
-    wheel, printed = build(project, ESPER_BUILD_CUDA="0")
-    assert wheel is not None, printed
-    assert "-py3-none-" in wheel.name
-    assert not wheel.name.endswith("any.whl")
+def make_wheel(project: Path, **environment: str) -> tuple[Path, str]:
+    """(the wheel, what was printed) of `make wheel`, in an environment that has what a build needs: this one."""
+    venv = project / "venv"
+    python = venv / "bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (venv / ".build").touch()
+    run = subprocess.run(
+        ["make", "wheel", "VENV=venv"], cwd=project, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    (wheel,) = (project / "dist").iterdir()
+    return wheel, run.stdout + run.stderr
+
+
+@pytest.fixture
+def wheel_for_cpu(project) -> Path:
+    for tool in (os.environ.get("CXX", "c++"), "make"):
+        require("cpp", "" if shutil.which(tool) else f"{tool} is not installed: make deps-debian")
+    for stale in ("build/lib.old/esper/gone.py", "dist/esper-0.0.0-py3-none-any.whl"):
+        (project / stale).parent.mkdir(parents=True)
+        (project / stale).touch()
+    wheel, printed = make_wheel(project, ESPER_BUILD_CUDA="0")
     assert "building esper/ops/libesper_native.so for cpu; without cuda" in printed
+    return wheel
+
+
+@pytest.mark.slow
+def test_a_wheel_for_cpu_holds_two_packages_and_runs_from_anywhere(wheel_for_cpu, tmp_path):
+    assert re.fullmatch(r"esper-[\d.]+-py3-none-(?!any)\w+\.whl", wheel_for_cpu.name)
+    names = zipfile.ZipFile(wheel_for_cpu).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {"esper", "kernels_triton"} < top
+    assert [name for name in top - {"esper", "kernels_triton"} if not name.endswith(".dist-info")] == []
+    assert [name for name in names if name.endswith((".so", ".cpp", ".cu", ".h"))] == ["esper/ops/libesper_native.so"]
+    assert "esper/gone.py" not in names
     place = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(place)
+    zipfile.ZipFile(wheel_for_cpu).extractall(place)
+    library = place / "esper/ops/libesper_native.so"
+    assert re.findall(r"\bU (_?Py\w+)", output_of("nm", "-D", library)) == []
+    assert beside_libtorch(library, tmp_path) == "6 12 18 24\n"
     code = (
         "import torch, esper.ops as ops\n"
         "from esper.ops import backends, extension\n"
@@ -126,5 +167,5 @@ def test_a_wheel_for_cpu_runs_from_anywhere(project, tmp_path):
         text=True,
     )
     assert run.stdout.startswith("[1.0, 1.0]\n"), run.stderr
-    assert str(place / "esper/ops/libesper_native.so") in run.stdout
+    assert str(library) in run.stdout
     assert "the library was built without CUDA" in run.stdout

@@ -3,31 +3,20 @@
 import importlib.util
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from esper.ops import extension
 from tests.requirements import require
 
-TORCH_LIBRARIES = Path(torch.__file__).parent / "lib"
+from .toolchain import beside_libtorch, output_of
 
 
 @pytest.fixture(scope="module")
 def library() -> Path:
     require("cpp", extension.load().missing)
     return extension.LIBRARY
-
-
-def output_of(*command: str | Path) -> str:
-    """What a tool prints; the test skips by name where the tool is absent."""
-    tool = str(command[0])
-    require(tool, "" if shutil.which(tool) else f"{tool} is not installed: make deps-debian")
-    run = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 def test_it_needs_no_python_symbol(library):
@@ -62,10 +51,7 @@ def test_it_names_no_folder_of_the_machine_that_built_it(library):
 
 
 def test_a_c_program_loads_it_beside_libtorch_and_blends(library, tmp_path):
-    program, source = tmp_path / "beside_libtorch", Path(__file__).with_name("beside_libtorch.c")
-    linking = [f"-L{TORCH_LIBRARIES}", f"-Wl,-rpath,{TORCH_LIBRARIES}", "-ltorch_cpu", "-lc10", "-ldl"]
-    output_of("cc", "-Wall", "-Werror", source, "-o", program, *linking)
-    assert output_of(program, library) == "6 12 18 24\n"
+    assert beside_libtorch(library, tmp_path) == "6 12 18 24\n"
 
 
 def test_a_missing_library_says_how_to_build_it(tmp_path):
