@@ -10,7 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+from torch import Tensor, nn
+
 from esper.errors import EsperError
+from esper.tolaria.ranks import Ranks
 
 LIMIT_S = 10.0
 Each = TypeVar("Each")
@@ -68,6 +72,10 @@ class ThreadRanks:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def world(self) -> int:
+        return self.meeting.world
+
     def share(self, make: Callable[[], bytes]) -> bytes:
         self.shared += 1
         said: object = None
@@ -84,6 +92,28 @@ class ThreadRanks:
     def gather(self, data: bytes) -> list[bytes]:
         seen = self.meeting.exchange(self.rank, data)
         return [seen[rank] for rank in range(self.meeting.world)]
+
+    check_same = Ranks.check_same
+
+    @torch.no_grad()
+    def make_equal(self, model: nn.Module) -> None:
+        first = self.meeting.exchange(self.rank, {n: t.clone() for n, t in model.state_dict().items()})[0]
+        model.load_state_dict(first)
+
+    def mean(self, flat: Tensor) -> None:
+        seen = self.meeting.exchange(self.rank, flat.clone())
+        flat.copy_(torch.stack([seen[rank] for rank in range(self.meeting.world)]).sum(0) / self.meeting.world)
+
+    def begin_mean(self, flat: Tensor) -> "Done":
+        self.mean(flat)
+        return Done()
+
+
+class Done:
+    """What was begun is over."""
+
+    def wait(self) -> None:
+        pass
 
 
 def thread_ranks(world: int, limit_s: float = LIMIT_S) -> list[ThreadRanks]:
