@@ -229,14 +229,17 @@ class Executor:
     # Faults and time
 
     def take_faults(self) -> list[tuple[SeedId, str]]:
-        """Faults that live grafts met since the last call; each has been charged to its seed."""
+        """Faults that live grafts met since the last call; `charge` those that are to count."""
         found = []
         for seed_id, graft in self.grafts.items():
             if graft.fault:
-                self.table.charge(self.table[seed_id])
                 found.append((seed_id, graft.fault))
                 graft.fault = ""
         return found
+
+    def charge(self, seed_id: SeedId) -> int:
+        """Count a fault against a seed; returns how many it now has."""
+        return self.table.charge(self.table[seed_id])
 
     def end_embargoes(self, step: int) -> None:
         """CULLED and CANCELLED seeds whose embargo is over are DORMANT again."""

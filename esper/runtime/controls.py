@@ -14,6 +14,7 @@ from esper.nissa.lineage import lineage_of
 from esper.nissa.seeds import CULLED
 from esper.runtime.rebuild import fossils_of
 from esper.runtime.runs import StoredRun
+from esper.tolaria.asked import asked
 from esper.tolaria.codec import write_task
 from esper.tolaria.task import TaskReference
 
@@ -50,7 +51,9 @@ def _job(
         validate_every_steps=validate_every_steps,
         label=label,
     )
-    return nursery_pb2.Job(job_id=f"{run_id}/control/{label}", run_id=run_id, control_run=work)
+    job = nursery_pb2.Job(run_id=run_id, control_run=work)
+    job.job_id = f"{run_id}/control/{asked(job)}/{label}"  # a run that went on has other controls
+    return job
 
 
 @dataclass(frozen=True, slots=True)

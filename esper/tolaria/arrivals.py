@@ -9,6 +9,7 @@ from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.blueprint.interface import Interface
 from esper.errors import Unavailable
 from esper.host.kept import kept_generators
+from esper.kasmina.codec import write_seed_id
 from esper.kasmina.lifecycle import SeedId, State
 from esper.tolaria.adaptation import Adaptations
 from esper.tolaria.commands import Commands
@@ -30,7 +31,7 @@ class Arrivals:
         self.adaptations = adaptations
         self.commands = commands
         self.validations = validations
-        self.journal = Journal(run.directory / NAME)
+        self.journal = run.journal = Journal(run.directory / NAME)
         self.due = Due(run, adaptations)
         self.waiting: list[Incoming] = []
         self.controller_state = b""
@@ -109,6 +110,19 @@ class Arrivals:
                 f"kernel {artifact_id} of seed {seed} is needed to resume and cannot be loaded: {found[0].failure}"
             )
         return found[0]
+
+    def settle_faults(self, met: list[tuple[SeedId, str]]) -> list[tuple[SeedId, str]]:
+        """Of a step's faults those that are to be charged, journaled: in a replay what the journal says, then `met`."""
+        run, journal = self.run, self.journal
+        charged = journal.failed_at(run.step, run.executor.grafts)
+        if not journal.replaying:
+            said = {seed for seed, _ in charged}
+            charged += [(seed, fault) for seed, fault in met if seed not in said]
+        for seed, fault in charged:
+            failed = trainer_pb2.KernelFailed(seed=write_seed_id(seed, run.run_id), fault=fault)
+            journal.append(trainer_pb2.JournalEntry(step=run.step, failed=failed))
+        self.end_replay()
+        return charged
 
     def clear_reports(self) -> None:
         self.results, self.outcomes, self.rollbacks = [], [], []

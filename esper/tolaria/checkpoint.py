@@ -28,7 +28,7 @@ from esper.errors import Corrupt, EsperError, Exhausted, NotFound, PreconditionF
 from esper.tolaria.journal import NAME, undone
 from esper.tolaria.tensor_files import Cut, cut, file_name
 
-VERSION = 2
+VERSION = 3
 _MANIFEST, _TENSORS, _SUMS = "manifest.json", "tensors.safetensors", "SHA256SUMS"
 _PARTIAL, _REPLACED = ".partial", ".replaced"
 log = logging.getLogger(__name__)

@@ -1,17 +1,21 @@
 """The journal: everything from outside that took effect, one line each, written before it acts.
 
 A rollback is written too: the steps that come after it were there before, and a replay must
-know which time round an entry belongs to, and where the run went back to.
+know which time round an entry belongs to, and where the run went back to. So is the fault of a
+kernel, which need not come again.
 """
 
+import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from google.protobuf import json_format
 
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.errors import Conflict, Corrupt, Exhausted
+from esper.kasmina.codec import read_seed_id
+from esper.kasmina.lifecycle import SeedId
 
 NAME = "journal.jsonl"  # in a run's directory
 
@@ -22,6 +26,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
+        self.course = ""  # digest of what changed the model so far, and when
         self._written = 0  # position of the last entry the file already holds
         self._replay: deque[trainer_pb2.JournalEntry] = deque()
         self._file = path.open("a", encoding="utf-8") if path.parent.is_dir() else None
@@ -38,6 +43,7 @@ class Journal:
             )
         self.position += 1
         entry.position = self.position
+        self.course = _then(self.course, entry)
         if self._file is None or self.position <= self._written:
             return
         try:
@@ -56,7 +62,13 @@ class Journal:
         self._foreign = False
         _cut_torn_line(self.path)
         self.position = after_position
-        self._replay = deque(entry for entry in read_journal(self.path) if entry.position > after_position)
+        self.course = ""
+        self._replay.clear()
+        for entry in read_journal(self.path):
+            if entry.position > after_position:
+                self._replay.append(entry)
+            else:
+                self.course = _then(self.course, entry)
         for expected, entry in enumerate(self._replay, after_position + 1):
             if entry.position != expected:
                 raise Corrupt(
@@ -73,12 +85,32 @@ class Journal:
         """Entries of the replay that took effect in this part of this decision point, or before, in order.
 
         None from beyond a rollback, nor from a second decision point at this step, as there are at a run's end.
+        Raises Conflict where a seed failed that has not failed in this course.
         """
         taken: list[trainer_pb2.JournalEntry] = []
         while self._replay and _place(self._replay[0]) <= (step, phase):
             if self._replay[0].HasField("rollback") or (taken and _place(self._replay[0]) < _place(taken[-1])):
                 break
+            if self._replay[0].HasField("failed"):
+                seed = self._replay[0].failed.seed
+                raise Conflict(
+                    f"{self.path} says that the kernel of {seed.site}/{seed.slot} failed at step "
+                    f"{self._replay[0].step}, where this run has no graft of it; resume with the release, the task and "
+                    "the loop that the run was begun with"
+                )
             taken.append(self._replay.popleft())
+        return taken
+
+    def failed_at(self, step: int, grafts: Collection[SeedId]) -> list[tuple[SeedId, str]]:
+        """Faults of `grafts` in the run that is replayed, in the step that led to `step`; handed out once."""
+        taken: list[tuple[SeedId, str]] = []
+        while self._replay and self._replay[0].HasField("failed") and self._replay[0].step == step:
+            failed = self._replay[0].failed
+            seed = read_seed_id(failed.seed)
+            if seed not in grafts:
+                break  # `due` refuses it
+            taken.append((seed, failed.fault))
+            self._replay.popleft()
         return taken
 
     def goes_back_at(self, step: int) -> state_pb2.Rollback | None:
@@ -96,6 +128,8 @@ class Journal:
         if said is not None and said.restored_step == rollback.restored_step:
             self._replay.popleft()
         elif self._replay:
+            for entry in self._replay:
+                self.course = _then(self.course, entry)
             self._replay.clear()
             self.position = self._written
         self.append(trainer_pb2.JournalEntry(step=rollback.step, rollback=rollback))
@@ -125,6 +159,28 @@ def undone(path: Path, position: int, step: int) -> bool:
 
 def _place(entry: trainer_pb2.JournalEntry) -> tuple[int, int]:
     return entry.step, entry.phase
+
+
+def _then(course: str, entry: trainer_pb2.JournalEntry) -> str:
+    """The digest of a course that went on with `entry`. Answers that a model does not change by leave it alone."""
+    kind = entry.WhichOneof("event")
+    if kind == "loaded":
+        seed, artifact = entry.loaded.seed, entry.loaded.artifact.artifact_id
+        what = f"{seed.site}/{seed.slot} {artifact} {entry.loaded.HasField('failure')}".encode()
+    elif kind == "command":
+        command = entry.command.command
+        action = command.WhichOneof("action")
+        what = action.encode() + getattr(command, action).SerializeToString(deterministic=True) if action else b""
+    elif kind == "result" and entry.result.HasField("twin"):
+        steps = [snapshot.step for snapshot in entry.result.twin.snapshots]
+        what = f"{entry.result.job_id} {steps}".encode()
+    elif kind == "rollback":
+        what = str(entry.rollback.restored_step).encode()
+    elif kind == "failed":
+        what = f"{entry.failed.seed.site}/{entry.failed.seed.slot}".encode()
+    else:
+        return course
+    return hashlib.sha256(f"{course} {entry.step} {entry.phase} {kind} ".encode() + what).hexdigest()
 
 
 def _cut_torn_line(path: Path) -> None:

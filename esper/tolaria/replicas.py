@@ -52,6 +52,7 @@ class Replicas:
         self._run = run
         self._ranks = run.ranks
         self._late: Vote | None = None
+        self._resumed: dict[SeedId, str] = {}  # what the late vote of a checkpoint found
         self._ranks.make_equal(run.parts.model)
         self._gradients = NewbornGradients(run.parts.model, self._grafts, self._ranks.mean)
 
@@ -62,7 +63,7 @@ class Replicas:
         """
         grafts = self._run.executor.grafts
         texts = {seed: graft.fault for seed, graft in grafts.items() if graft.fault}
-        found = self._late.faults() if self._late is not None else {}
+        found, self._resumed = self.late_faults(), {}
         for seed, graft in grafts.items():
             graft.fault = found.get(seed, "")
         seeds = sorted(grafts, key=str)
@@ -72,9 +73,17 @@ class Replicas:
         self._late = Vote(values, self._ranks.begin_mean(values), seeds, texts)
         return self._late
 
+    def late_faults(self) -> dict[SeedId, str]:
+        """What the vote of the last step found, which has not acted yet. Waits for it."""
+        return self._late.faults() if self._late is not None else dict(self._resumed)
+
+    def resume(self, late_faults: dict[SeedId, str]) -> None:
+        """Begin again with what a checkpoint has of `late_faults`, the same on all ranks."""
+        self._late, self._resumed = None, late_faults
+
     def forget_late(self) -> None:
         """After a rollback: the vote that is still late belongs to a step that was undone."""
-        self._late = None
+        self._late, self._resumed = None, {}
 
     def check(self) -> None:
         """At a decision point, before anything changes: raise Conflict on all ranks where they are not alike."""

@@ -16,7 +16,9 @@ from esper.kasmina.codec import write_graft
 from esper.kasmina.executor import Executor
 from esper.kasmina.lifecycle import SeedId, State
 from esper.tolaria import generators
+from esper.tolaria.asked import asked
 from esper.tolaria.codec import write_task
+from esper.tolaria.journal import Journal
 from esper.tolaria.line import Line, Loaded, Message
 from esper.tolaria.ranks import Ranks
 from esper.tolaria.settings import Budget, GrowthSettings
@@ -51,6 +53,7 @@ class Run:
     settings: GrowthSettings
     budget: Budget
     task: Task | None
+    journal: Journal | None = None  # of what reached this run from outside
     cache: KernelCache | None = None  # where kernels of this process lie ready
     shadow: "ShadowNursery | None" = None  # does this run's nursery jobs here; None: they go out on the line
     ranks: Ranks | None = None  # that train this model together; None: this process alone
@@ -166,10 +169,14 @@ class Run:
         return [write_graft(spec, self.run_id) for spec in self.executor.specs()]
 
     def submit(self, job: nursery_pb2.Job, due_step: int, files: Sequence[Path]) -> str:
-        """Queue a job for the nursery; a deterministic run waits for its answer at `due_step`. Returns its id."""
+        """Queue a job for the nursery; a deterministic run waits for its answer at `due_step`.
+
+        Returns its id, which says what it asks, so that an answer to another question is none to it.
+        """
         self.jobs += 1
-        job.job_id = f"{self.run_id}/{job.WhichOneof('work')}/{self.jobs}"
         job.run_id, job.due_step = self.run_id, due_step
+        question = asked(job, self.journal.course if self.journal is not None else "")
+        job.job_id = f"{self.run_id}/{job.WhichOneof('work')}/{question}/{self.jobs}"
         self.outstanding[job.job_id] = Outstanding(job, due_step, list(files))
         self._send(job)
         return job.job_id

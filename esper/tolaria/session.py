@@ -244,7 +244,7 @@ class Session:
     def _step_grafts(self) -> None:
         run = self.run
         run.executor.step_ramps(run.step)
-        for seed, fault in run.executor.take_faults():
+        for seed, fault in self.arrivals.settle_faults(run.executor.take_faults()):
             self._recover(seed, fault)
         if self.adaptations.grafts:
             self.adaptations.on_step()
@@ -252,7 +252,7 @@ class Session:
     def _recover(self, seed: SeedId, fault: str) -> None:
         """The step went on without the graft. Next: the reference form instead of the compiled one; in the end, out."""
         run = self.run
-        errors = run.executor.table[seed].errors
+        errors = run.executor.charge(seed)
         self.reports.count_recovery("fallback")
         if errors >= MAX_FAULTS:
             reason = f"its kernel failed {errors} times, at last it {fault}"

@@ -80,6 +80,7 @@ def _scalars(session: Session) -> dict[str, Any]:
         "adaptations": [_write_adaptation(a) for a in session.adaptations.grafts.values()],
         "loss_mean": session.progress.mean,
         "late_loss": session.progress.late,
+        "faults": [[s.site, s.slot, fault] for s, fault in _waiting_faults(session).items()],
         "window": asdict(session.governor.window),
         "last_reply": session.arrivals.last_reply,
         **session.aside.write(),
@@ -92,6 +93,21 @@ def _scalars(session: Session) -> dict[str, Any]:
         "outcomes": [_json(o) for o in session.arrivals.outcomes],
         "rollbacks": [_json(r) for r in session.arrivals.rollbacks],
     }
+
+
+def _waiting_faults(session: Session) -> dict[SeedId, str]:
+    """Faults that are charged in the next step: those that the ranks' last vote found, or met since the last step."""
+    if session.replicas is not None:
+        return session.replicas.late_faults()
+    return {seed: graft.fault for seed, graft in session.run.executor.grafts.items() if graft.fault}
+
+
+def _restore_faults(session: Session, faults: dict[SeedId, str]) -> None:
+    if session.replicas is not None:
+        session.replicas.resume(faults)
+        return
+    for seed, fault in faults.items():
+        session.run.executor.grafts[seed].fault = fault
 
 
 def check_topology(run: Run, manifest: trainer_pb2.CheckpointManifest, snapshot: Snapshot) -> None:
@@ -125,6 +141,7 @@ def restore_state(session: Session, manifest: trainer_pb2.CheckpointManifest) ->
     adaptations = [_read_adaptation(a) for a in values["adaptations"]]
     session.adaptations.grafts = {a.seed: a for a in adaptations}
     session.progress.resume(values["loss_mean"], values["late_loss"])
+    _restore_faults(session, {SeedId(site, slot): fault for site, slot, fault in values["faults"]})
     session.governor.window = LossWindow(**values["window"])
     aside = session.aside.restore(values)
     session.commands.paused = values["paused"]

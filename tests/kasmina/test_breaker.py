@@ -13,7 +13,8 @@ def fault(executor, seed, times):
     executor.grafts[seed].use_form(lambda h, *_: h * float("nan"))
     for _ in range(times):
         executor.model(builders.rows())
-        executor.take_faults()
+        for faulty, _ in executor.take_faults():
+            executor.charge(faulty)
 
 
 def test_it_opens_for_the_kernel_that_lost_too_many_seeds_and_no_other():

@@ -190,14 +190,15 @@ def test_only_evaluating_and_fine_tuning_are_mere_words(state):
 # Faults and time
 
 
-def test_a_fault_is_charged_once_and_told_once():
+def test_a_fault_is_told_once_and_counts_where_it_is_charged():
     executor, _, seed = prepared(State.STABILIZATION)
     executor.grafts[seed].use_form(lambda h, *_: h * float("nan"))
     for _ in range(3):  # micro-batches of one step
         executor.model(builders.rows())
     assert executor.take_faults() == [(seed, "returned a value that is not finite")]
     assert executor.take_faults() == []
-    assert executor.table[seed].errors == 1
+    assert executor.table[seed].errors == 0
+    assert executor.charge(seed) == executor.table[seed].errors == 1
     assert executor.table.layout.error_counts.tolist() == [1, 0]
 
 

@@ -241,6 +241,8 @@ class Requests(RuleBasedStateMachine):
         graft.use_form(None)
         ((faulty, said),) = self.executor.take_faults()
         assert faulty == seed and said.startswith("returned [1, ")
+        assert self.executor.table[seed].errors == errors
+        self.executor.charge(seed)
         assert self.executor.table[seed].errors == errors + 1
 
     @invariant()

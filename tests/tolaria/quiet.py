@@ -6,6 +6,8 @@ from pathlib import Path
 
 from esper.errors import DeadlineExceeded
 from esper.kasmina.wrap import wrap
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.line import Loaded
 from esper.tolaria.run import Run
 from esper.tolaria.session import Session
 from esper.tolaria.settings import Budget, GrowthSettings
@@ -75,6 +77,28 @@ def session_of(directory: Path, *, task="tests.tolaria.tasks:regression", determ
         batch_rows=16,
     )
     return Session(run)
+
+
+def keep_checkpoint(session: Session) -> None:
+    """Take a checkpoint and write it, as a runtime would."""
+    session.decide()
+    session.checkpoint()
+    manifest = session.run.line.said("checkpoint")[-1].manifest
+    CheckpointStore(session.run.directory / "checkpoints").write(manifest, Path(manifest.tensors.path))
+
+
+def begin_again(directory: Path, *, session: Session | None = None, checkpoints: Path | None = None) -> Session:
+    """The run that died in `directory`, gone on from its newest checkpoint; its kernel is the builders' own.
+
+    `session`: one that is to go on, made there; `checkpoints`: another rank's folder.
+    """
+    again = session or session_of(directory)
+    executor, line = again.run.executor, again.run.line
+    line.load_kernel = lambda seed, artifact_id, interface: line.inbox.append(
+        Loaded(seed, artifact_id, builders.kernel_for(executor, seed))
+    )
+    again.resume(*CheckpointStore((checkpoints or directory) / "checkpoints").latest())
+    return again
 
 
 def train(session: Session, steps: int) -> None:

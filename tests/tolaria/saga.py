@@ -111,8 +111,6 @@ class Saga(Script):
         plain = json_format.MessageToDict(packet)
         for site in plain["sites"]:
             site.pop("health", None)
-        for seed in plain["seeds"]:
-            seed.pop("errors", None)  # of a host that was spoiled, which it is not again once that is undone
         text = json.dumps(timeless(plain), sort_keys=True).replace(str(self.directory), "")
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -106,18 +106,18 @@ def rewrite_manifest(folder, **changes):
     sums.write_text(sums.read_text().replace(before, hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
-@pytest.mark.parametrize(("version", "besides"), [(1, {}), (3, {"thatFieldIsNew": [1, 2]})])
+@pytest.mark.parametrize(("version", "besides"), [(2, {}), (4, {"thatFieldIsNew": [1, 2]})])
 def test_another_version_is_refused_by_name_and_no_older_one_is_taken_for_it(store, version, besides):
     write(store, 10, filled(1.0))
     rewrite_manifest(write(store, 20, filled(2.0)), version=version, **besides)
-    said = rf"manifest\.json is of version {version} and this release reads version 2; go on with the release of Esper"
+    said = rf"manifest\.json is of version {version} and this release reads version 3; go on with the release of Esper"
     with pytest.raises(PreconditionFailed, match=said):
         store.latest()
     assert not store.warnings
 
 
 def test_a_manifest_of_another_version_is_not_written(store):
-    with pytest.raises(PreconditionFailed, match="it is of version 1 and this release writes version 2; run trainer"):
+    with pytest.raises(PreconditionFailed, match="it is of version 1 and this release writes version 3; run trainer"):
         write(store, 10, filled(1.0), version=1)
     assert not store.folder.exists()
 

@@ -407,7 +407,7 @@ class CheckpointManifest(google.protobuf.message.Message):
     TIME_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
     version: builtins.int
-    """Version of this form and of the files beside it, 2 today."""
+    """Version of this form and of the files beside it, 3 today."""
     run_id: builtins.str
     """The run."""
     step: builtins.int
@@ -511,6 +511,7 @@ class JournalEntry(google.protobuf.message.Message):
     DECISION_FIELD_NUMBER: builtins.int
     LOADED_FIELD_NUMBER: builtins.int
     ROLLBACK_FIELD_NUMBER: builtins.int
+    FAILED_FIELD_NUMBER: builtins.int
     PHASE_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Position, from 1."""
@@ -538,6 +539,10 @@ class JournalEntry(google.protobuf.message.Message):
     def rollback(self) -> esper.api.tolaria.v1.state_pb2.Rollback:
         """The run went back, which nothing from outside asked for: entries after this one are of a new course."""
 
+    @property
+    def failed(self) -> global___KernelFailed:
+        """A seed's kernel failed in a step, which is charged to the seed. Such a fault need not come again."""
+
     def __init__(
         self,
         *,
@@ -548,13 +553,39 @@ class JournalEntry(google.protobuf.message.Message):
         decision: global___DecisionReply | None = ...,
         loaded: global___KernelLoaded | None = ...,
         rollback: esper.api.tolaria.v1.state_pb2.Rollback | None = ...,
+        failed: global___KernelFailed | None = ...,
         phase: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "loaded", b"loaded", "result", b"result", "rollback", b"rollback"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "loaded", b"loaded", "phase", b"phase", "position", b"position", "result", b"result", "rollback", b"rollback", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["command", "result", "decision", "loaded", "rollback"] | None: ...
+    def HasField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "failed", b"failed", "loaded", b"loaded", "result", b"result", "rollback", b"rollback"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["command", b"command", "decision", b"decision", "event", b"event", "failed", b"failed", "loaded", b"loaded", "phase", b"phase", "position", b"position", "result", b"result", "rollback", b"rollback", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["command", "result", "decision", "loaded", "rollback", "failed"] | None: ...
 
 global___JournalEntry = JournalEntry
+
+@typing.final
+class KernelFailed(google.protobuf.message.Message):
+    """A seed's kernel failed in a training step, which went on with the host's output."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: builtins.int
+    FAULT_FIELD_NUMBER: builtins.int
+    fault: builtins.str
+    """What it did."""
+    @property
+    def seed(self) -> esper.api.common.v1.seed_pb2.SeedRef:
+        """The seed."""
+
+    def __init__(
+        self,
+        *,
+        seed: esper.api.common.v1.seed_pb2.SeedRef | None = ...,
+        fault: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["seed", b"seed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fault", b"fault", "seed", b"seed"]) -> None: ...
+
+global___KernelFailed = KernelFailed
 
 @typing.final
 class KernelLoaded(google.protobuf.message.Message):
