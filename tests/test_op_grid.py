@@ -24,8 +24,8 @@ GRID = {
 }
 
 
-# what serves every op, or none: the folded matrix; compilation ahead of time, and the loader of what it makes
-SHARED = {"matrix", "aot", "compilation", "specialisation", "cubin"}
+# what serves every op, or none: the folded matrix; compilation ahead of time, and the loader of what it makes; graphs
+SHARED = {"matrix", "aot", "compilation", "specialisation", "cubin", "capture"}
 
 
 @pytest.mark.parametrize("kind", GRID)

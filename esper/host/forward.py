@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from esper.host.graft import Graft
+from esper.host.graft import Graft, join
+from esper.host.launches import launches
 from esper.host.sites import Site
 
 PREFIX = "esper_"
@@ -23,7 +24,7 @@ _SEEDED = "_esper_forward"  # plain attribute of an active module: the partial t
 
 
 def seeded_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The module's own forward, then each of its grafts in order of insertion."""
+    """The module's own forward, then its grafts."""
     return join_grafts(module, own_forward(module, *args, **kwargs))
 
 
@@ -47,10 +48,14 @@ def _chain(module: nn.Module, input: Any) -> Any:
 
 
 def join_grafts(module: nn.Module, output: Any) -> Any:
-    """Apply a module's grafts to its output; of a tuple, to the first element."""
+    """Apply a module's grafts to its output, in order of insertion, those on disjoint chunks together.
+
+    Of a tuple, to the first element.
+    """
     tensor = output[0] if isinstance(output, tuple) else output
-    for name in module.__dict__.get(_NAMES, ()):
-        tensor = module._modules[name](tensor)  # type: ignore[misc]
+    grafts = [module._modules[name] for name in module.__dict__.get(_NAMES, ())]
+    for launch in launches(grafts):  # type: ignore[type-var]
+        tensor = launch[0](tensor) if len(launch) == 1 else join(launch, tensor)  # type: ignore[misc, arg-type]
     return with_first(output, tensor)
 
 

@@ -9,15 +9,15 @@ owned by the seed table, so that a ramp changes no Python value a compiler guard
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esper.blueprint.lower import Lowered
+from esper.host.launches import blend_slots
 from esper.host.layout import Layout
-from esper.ops.blend import blend
 
 Form = Callable[..., Tensor]
 
@@ -71,25 +71,51 @@ class Graft(nn.Module):
         self.settled = True
         self.form = None
 
+    @property
+    def blends(self) -> bool:
+        """Whether the op `blend` joins it, alone or with others: live, and not gated."""
+        return not self.settled and self.strategy is not Strategy.GATED
+
     def forward(self, host: Tensor) -> Tensor:
         """Join this graft to a site's output, same shape and layout."""
-        turned = host.transpose(0, 1) if self.layout.transposed else host
-        part = self._part(turned)
-        joined = self.join(part) if self.settled else self._guarded(part)
-        if joined is part:
-            return host
-        joined = self._splice(turned, joined)
-        return joined.transpose(0, 1) if self.layout.transposed else joined
+        return join([self], host)
 
-    def _part(self, turned: Tensor) -> Tensor:
+    def candidate(self, host: Tensor) -> Tensor:
+        """`forward` without the guard: a candidate's fault ends its own trial and nothing else."""
+        return join([self], host, guarded=False)
+
+    def part(self, turned: Tensor) -> Tensor:
         """The slot's chunk of the channels."""
         if self.span is None:
             return turned
         start, stop = self.span
         return turned.narrow(self.layout.channel_dim, start, stop - start)
 
-    def _splice(self, turned: Tensor, joined: Tensor) -> Tensor:
-        """The whole output with the slot's chunk replaced."""
+    def branch(self, part: Tensor) -> Tensor:
+        """g(part)."""
+        if self.form is not None and not torch.compiler.is_compiling():
+            return self.form(part, *self.body.ordered_parameters())
+        branch: Tensor = self.body(part)
+        return branch
+
+    def guarded_branch(self, part: Tensor) -> Tensor | None:
+        """g(part); None, with `fault` set, where it cannot join. A fossil's, and compiled code's, is not checked."""
+        if self.settled or torch.compiler.is_compiling():
+            return self.branch(part)
+        try:
+            branch = self.branch(part)
+        except Exception as error:  # whatever a kernel raises, the host's step goes on
+            self.fault = f"raised {type(error).__name__}: {error}"
+            return None
+        if fault := _fault_of(branch, part):
+            self.fault = fault
+            return None
+        return branch
+
+    def joined_apart(self, turned: Tensor, part: Tensor, branch: Tensor) -> Tensor:
+        """`turned` with this graft joined in the wider of the two dtypes and rounded to the host's, without `blend`."""
+        delta = self._delta(part, branch)
+        joined = (part + (delta if self.settled else self.alpha * delta)).type_as(part)
         if self.span is None:
             return joined
         start, stop = self.span
@@ -97,52 +123,12 @@ class Graft(nn.Module):
         rest = turned.shape[dim] - stop
         return torch.cat([turned.narrow(dim, 0, start), joined, turned.narrow(dim, stop, rest)], dim)
 
-    def candidate(self, host: Tensor) -> Tensor:
-        """`forward` without the guard: a candidate's fault ends its own trial and nothing else."""
-        turned = host.transpose(0, 1) if self.layout.transposed else host
-        joined = self._splice(turned, self.join(self._part(turned)))
-        return joined.transpose(0, 1) if self.layout.transposed else joined
-
-    def join(self, part: Tensor) -> Tensor:
-        """part + alpha * delta for the strategy's delta."""
-        return self._blend(part, self._branch(part))
-
-    def _blend(self, part: Tensor, branch: Tensor) -> Tensor:
-        """By the op `blend` where it can; else in the wider of the two dtypes, returned in the host's.
-
-        Under autocast a branch may come in another dtype than the host's.
-        """
-        if not self.settled and self.strategy is not Strategy.GATED and branch.dtype is part.dtype:
-            convex = self.strategy is Strategy.CONVEX
-            return blend(part, [branch], self.alpha.reshape(1), channel_dim=self.layout.channel_dim, convex=convex)
-        delta = self._delta(part, branch)
-        return (part + (delta if self.settled else self.alpha * delta)).type_as(part)
-
-    def _branch(self, part: Tensor) -> Tensor:
-        if self.form is not None and not torch.compiler.is_compiling():
-            return self.form(part, *self.body.ordered_parameters())
-        branch: Tensor = self.body(part)
-        return branch
-
     def _delta(self, part: Tensor, branch: Tensor) -> Tensor:
         if self.strategy is Strategy.CONVEX:
             return branch - part
         if self.strategy is Strategy.GATED:
             return torch.tanh(self.gamma) * branch
         return branch
-
-    def _guarded(self, part: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self.join(part)
-        try:
-            branch = self._branch(part)
-        except Exception as error:  # whatever a kernel raises, the host's step goes on
-            self.fault = f"raised {type(error).__name__}: {error}"
-            return part
-        if fault := _fault_of(branch, part):
-            self.fault = fault
-            return part
-        return self._blend(part, branch)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Graft":
         """Follow `.to(device)`; alpha stays float32 whatever `.half()` does to parameters."""
@@ -157,6 +143,31 @@ class Graft(nn.Module):
     def extra_repr(self) -> str:
         where = "all channels" if self.span is None else f"channels {self.span[0]}:{self.span[1]}"
         return f"{self.strategy.value}, {where}, {'settled' if self.settled else f'alpha {float(self.alpha):.3g}'}"
+
+
+def join(grafts: Sequence[Graft], host: Tensor, *, guarded: bool = True) -> Tensor:
+    """Join grafts to a site's output, same shape and layout: one, or several of one strategy on disjoint chunks.
+
+    Each sees its own chunk only, so that all are one launch of `blend`. Under autocast a branch may come in another
+    dtype than the host's; that one is joined apart. Where no branch can join, the host's own tensor is returned.
+    """
+    first = grafts[0]
+    turned = host.transpose(0, 1) if first.layout.transposed else host
+    joined, slots = turned, []
+    for graft in grafts:
+        part = graft.part(turned)
+        branch = graft.guarded_branch(part) if guarded else graft.branch(part)
+        if branch is None:
+            continue
+        if graft.blends and branch.dtype is part.dtype:
+            slots.append((branch, graft.alpha, graft.span))
+        else:
+            joined = graft.joined_apart(joined, part, branch)
+    if slots:
+        joined = blend_slots(joined, slots, first.layout.channel_dim, first.strategy is Strategy.CONVEX)
+    if joined is turned:
+        return host
+    return joined.transpose(0, 1) if first.layout.transposed else joined
 
 
 def _fault_of(branch: object, part: Tensor) -> str:

@@ -195,7 +195,9 @@ def test_unwrapping_without_an_optimiser_takes_the_trial_out_of_the_model():
 
 def test_unwrapping_between_arming_and_disarming_leaves_no_sampled_forward():
     handle = builders.handle()
-    Sampler(handle.executor.sites).arm()
+    sampler = Sampler(handle.executor.sites)
+    sampler.arm()
     unwrap(handle)
     assert not any("forward" in vars(module) for module in handle.model.modules())
     wrap(handle.model, example=builders.rows())
+    sampler.disarm()  # for the tests that follow: armed, it keeps the process from compiling
