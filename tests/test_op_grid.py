@@ -23,7 +23,7 @@ GRID = {
 }
 
 
-SHARED = {"matrix", "aot", "specialisation", "cubin"}  # what serves every op, or none
+SHARED = {"matrix", "aot", "specialisation", "cubin", "ops"}  # what serves every op, or none
 
 
 @pytest.mark.parametrize("kind", GRID)

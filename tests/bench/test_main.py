@@ -18,6 +18,7 @@ NAMES = {
     "dormant",
     "growth",
     "load",
+    "ops",
     "recovery",
     "verdict",
 }
@@ -41,8 +42,8 @@ def test_every_bench_is_found_by_its_name():
         bench = registry.load(name)
         assert bench.about.endswith((".", ":")) or bench.about, name
         assert callable(bench.rows), name
-    assert [name for name in registry.names() if registry.load(name).gpu] == ["blend"]
-    assert [name for name in registry.names() if registry.load(name).long] == ["growth", "verdict"]
+    assert [name for name in registry.names() if registry.load(name).gpu] == ["blend", "ops"]
+    assert [name for name in registry.names() if registry.load(name).long] == ["growth", "ops", "verdict"]
 
 
 def test_every_bench_has_a_pytest_benchmark_entry():
