@@ -126,9 +126,10 @@ def _why_no_gpu() -> str:
 
 
 # On CPU one float32 slot over all channels is one torch kernel (addcmul or lerp): as fast as ours, with less to do per
-# call. With a gradient for alphas our one backward kernel replaces four, and wins from this many elements. In lower
-# precision torch's expression makes float32 copies, and ours wins at every size. Figures and command in docs/ops.md.
-FROM_ELEMENTS = 65536
+# call. With a gradient for alphas our one backward kernel replaces four; it makes up for the Python around it, and a
+# whole step is faster, from this many elements. In lower precision torch's expression makes float32 copies, and ours
+# wins at every size. Figures and command in docs/ops.md.
+FROM_ELEMENTS = 1 << 17
 # The same where a backend may not be chosen (0: never torch's) or there is no library (no limit). None: not yet known.
 ours_from: float | None = None
 
