@@ -13,7 +13,8 @@ from esper.ops import backends, blend, blend_reference
 
 SIZES = {"64": 64, "16K": 1 << 14, "64K": 1 << 16, "256K": 1 << 18, "16M": 1 << 24, "64M": 1 << 26}
 MODES = ("forward", "step", "step+alpha", "backward", "backward+alpha")
-COMPILED_MODES, COMPILED_FROM = ("forward", "backward", "backward+alpha"), SIZES["256K"]
+COMPILED_MODES = ("forward", "backward", "backward+alpha")
+COMPILED_FROM = {"cpu": SIZES["256K"], "cuda": SIZES["16M"]}
 CHANNELS = 64
 COPY, AUTO = "copy", "auto"
 NAIVE = {"convex": "(1-a)h+ag", "residual": "h+ag"}
@@ -37,7 +38,7 @@ class Setting:
     @property
     def compiles(self) -> bool:
         """A compilation takes seconds, so only where its result may matter."""
-        return self.mode in COMPILED_MODES and self.elements >= COMPILED_FROM
+        return self.mode in COMPILED_MODES and self.elements >= COMPILED_FROM[self.device]
 
 
 @dataclass(frozen=True)
