@@ -13,7 +13,7 @@ RESULTS = ("passed", "failed", "stopped", "skipped")
 
 
 def table(ended: Sequence[Ended], tests: Sequence[Outcome], memcheck: Sequence[Outcome], rows: Sequence[Row]) -> str:
-    """Columns of text. Tests are one line a function, and one for each that did not pass."""
+    """Columns of text. Tests are one line a function, one a failure and one a reason to skip."""
     lines = [HEADING, *map(step_line, ended), *test_lines("test", tests), *test_lines("memcheck", memcheck)]
     lines += map(row_line, rows)
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
@@ -30,7 +30,9 @@ def test_lines(part: str, outcomes: Sequence[Outcome]) -> Iterator[Line]:
         counts = Counter(outcome.result for outcome in of_it)
         worst = next(result for result in ("failed", "stopped", "skipped", "passed") if counts[result])
         yield part, function, worst, ", ".join(f"{counts[result]} {result}" for result in RESULTS if counts[result])
-        yield from ((part, o.test, o.result, o.reason) for o in of_it if o.result != "passed")
+        yield from ((part, o.test, o.result, o.reason) for o in of_it if o.result in ("failed", "stopped"))
+        skips = Counter(o.reason for o in of_it if o.result == "skipped")
+        yield from ((part, f"{function}, {count} of {len(of_it)}", "skipped", why) for why, count in skips.items())
 
 
 def row_line(row: Row) -> Line:
