@@ -24,10 +24,10 @@ test-all: $(DEV) $(PROTO)
 bench: $(DEV)
 	$(PY) -m bench $(ARGS)
 
-# Where a CUDA device is: builds the extension there, runs every GPU test and bench, prints one table.
+# Where a CUDA device is: builds the extension there, runs every GPU test and bench, prints one table. Without a network
+# and with the packages in place: python -m bench.gpu
 gpu: $(DEV)
-	$(PY) -m pytest -m gpu tests
-	$(PY) -m bench --gpu
+	$(PY) -m bench.gpu $(ARGS)
 
 # For this platform and any Python 3, in dist/. What an earlier build left in build/lib* would be packed too.
 wheel: $(BUILD)

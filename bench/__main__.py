@@ -64,7 +64,9 @@ def record(row: Row, folder: Path = RESULTS) -> Path:
 
 def _default(gpu: bool) -> list[Bench]:
     """Without a name: all that run here but the long ones, which are named on stderr."""
-    fitting = [bench for bench in map(registry.load, registry.names()) if bench.gpu or not gpu]
+    if gpu:
+        return [registry.load(name) for name in registry.gpu_names()]
+    fitting = [registry.load(name) for name in registry.names()]
     for bench in fitting:
         if bench.long:
             print(f"{bench.name} takes long and is left out; run: python -m bench {bench.name}", file=sys.stderr)

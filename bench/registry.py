@@ -1,6 +1,7 @@
 """The benches there are: every bench/<group>/bench_<name>.py with a `rows(options)`."""
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class UnknownBench(LookupError):
 
 def names() -> list[str]:
     return sorted(_files())
+
+
+def gpu_names() -> list[str]:
+    """Those that use a GPU and need not be named. Read, not imported: such a machine may lack what others need."""
+    says = {name: set(re.findall(r"^(GPU|LONG) = True\b", path.read_text(), re.M)) for name, path in _files().items()}
+    return sorted(name for name, said in says.items() if said == {"GPU"})
 
 
 def load(name: str) -> Bench:

@@ -76,7 +76,7 @@ def make_row(
         target=target.limit if target else None,
         met=target.met(value, aa_low, aa_high) if target else None,
         device=device_name(device),
-        versions=versions(),
+        versions=versions(device),
         commit=commit(),
     )
 
@@ -99,9 +99,10 @@ def _processor() -> str:
 
 
 @functools.cache
-def versions() -> dict[str, str]:
+def versions(device: str = "cpu") -> dict[str, str]:
     """Of everything a figure depends on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "esper": _version("esper")}
+    found = {"python": platform.python_version(), "torch": torch.__version__, "esper": _version("esper")}
+    return found | {"triton": _version("triton")} if device == "cuda" else found
 
 
 def _version(package: str) -> str:

@@ -24,8 +24,9 @@ GRID = {
 }
 
 
-# what serves every op, or none: the folded matrix; compilation ahead of time, and the loader of what it makes; graphs
-SHARED = {"matrix", "aot", "compilation", "specialisation", "cubin", "capture"}
+# what serves every op, or none: the folded matrix; compilation ahead of time, and the loader of what it makes; graphs;
+# the bench of all ops
+SHARED = {"matrix", "aot", "compilation", "specialisation", "cubin", "capture", "ops"}
 
 
 @pytest.mark.parametrize("kind", GRID)

@@ -4,7 +4,8 @@
 mode. Both in time of the calling thread. `telemetry_ratio`: as many whole training steps under a
 session as by default lie between two decision points, one of them sampled, against the same
 steps without; wall time, because samples are reduced on another thread. Decision points, and
-what a run talks to, are left out: see `demo-overhead`.
+what a run talks to, are left out: see `demo-overhead`. `forward_ratio` and `step_ratio` of the same run
+are also given, without a target, for other ways to attach a seed: "MLP, hook" and so on.
 """
 
 import tempfile
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.flow.hosts import HOSTS, Host
+from bench.flow.other_ways import WAYS, model_of
 from bench.flow.services import close_session
 from bench.flow.silent_line import SilentLine
 from bench.harness import BASELINE, CANDIDATE, CONTROL, Arms, Call, Effort, compare, one_thread, thread_clock
@@ -41,6 +43,8 @@ def rows(options: Options) -> Iterator[Row]:
         for metric, call in (("forward_ratio", forward), ("step_ratio", forward_and_backward)):
             found = compare(lambda host=host, call=call: arms(host, call), options.effort(), thread_clock)  # type: ignore[misc]
             yield found.row(NAME, case, metric, against="plain model", target=WITHIN)
+            for way in WAYS:
+                yield found.row(NAME, f"{case}, {way}", metric, arm=way, against="plain model")
         with ExitStack() as stack:
             settings = SHORT if options.quick else SETTINGS
             build = lambda host=host, stack=stack, settings=settings: training_arms(host, stack, settings)  # noqa: E731
@@ -50,11 +54,12 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def arms(host: Host, call: Callable[[nn.Module, Tensor], Call]) -> Arms:
-    """The same call on a plain model, on another plain model, and on a wrapped one."""
+    """The same call on a plain model, on another plain model, on a wrapped one and on those of other ways."""
     batch = host.batch()
     wrapped = host.model()
     wrap(wrapped, list(host.targets), example=batch)
     models = {BASELINE: host.model(), CONTROL: host.model(), CANDIDATE: wrapped}
+    models |= {way: model_of(way, host) for way in WAYS}
     return {name: call(model, batch) for name, model in models.items()}
 
 
@@ -131,7 +136,7 @@ def _steps(steps: int, parts: Parts, batch: Tensor, session: Session | None) -> 
     return call
 
 
-@pytest.mark.parametrize("arm", [BASELINE, CANDIDATE])
+@pytest.mark.parametrize("arm", [BASELINE, CANDIDATE, *WAYS])
 @pytest.mark.parametrize("call", [forward, forward_and_backward], ids=["forward", "step"])
 @pytest.mark.parametrize("case", HOSTS)
 def test_dormant(benchmark, case, call, arm):  # type: ignore[no-untyped-def]

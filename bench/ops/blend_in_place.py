@@ -1,6 +1,6 @@
 """blend_ beside torch's own in-place expressions: the rows `in place` of bench_blend.
 
-`ratio` is to `torch.Tensor.lerp_` of the same run; `dormant_ratio` is a call in which no slot takes part to one in
+`vs_lerp` is to `torch.Tensor.lerp_` of the same run; `dormant_ratio` is a call in which no slot takes part to one in
 which it does, by the same backend: what a dormant chunk costs.
 """
 
@@ -72,7 +72,7 @@ def in_place_rows(size: str, elements: int, dtype: torch.dtype, device: str, eff
     for arm in found.rounds[0][0]:
         if arm in (BASELINE, CONTROL):
             continue
-        yield found.row("blend", f"{case} {arm}", "ratio", arm=arm, against="lerp_", device=device)
+        yield found.row("blend", f"{case} {arm}", "vs_lerp", arm=arm, against="lerp_", device=device)
         form, _, backend = arm.partition(" ")
         if form == "dormant":
             to = f"convex {backend}"

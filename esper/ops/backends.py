@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,8 +68,9 @@ def forced(backend: str) -> Iterator[None]:
 
 
 def _forget() -> None:
+    global ours_from
+    ours_from = None
     pick.cache_clear()
-    _on_cpu.cache_clear()
 
 
 @functools.cache
@@ -135,22 +137,19 @@ def _why_no_gpu() -> str:
 
 
 # On CPU one float32 slot over all channels is one torch kernel (addcmul or lerp): as fast as ours, with less to do per
-# call. With a gradient for alphas our one backward kernel replaces four, and wins from this many elements. In lower
-# precision torch's expression makes float32 copies, and ours wins at every size. Figures and command in docs/ops.md.
-FROM_ELEMENTS = 65536
+# call. With a gradient for alphas our one backward kernel replaces four; it makes up for the Python around it, and a
+# whole step is faster, from this many elements. In lower precision torch's expression makes float32 copies, and ours
+# wins at every size. Figures and command in docs/ops.md.
+FROM_ELEMENTS = 1 << 17
+# The same where a backend may not be chosen (0: never torch's) or there is no library (no limit). None: not yet known.
+ours_from: float | None = None
 
 
 def expression_is_faster(host: torch.Tensor, alphas: torch.Tensor) -> bool:
     """Whether one slot over the whole of `host`, of the alphas' dtype, is best left to torch's own expression."""
-    on_cpu = _on_cpu()
-    if on_cpu is not None or not host.is_cpu:
-        return on_cpu == "reference" and host.is_cpu
-    return host.numel() < FROM_ELEMENTS or not alphas.requires_grad
-
-
-@functools.cache
-def _on_cpu() -> str | None:
-    """None where `auto` has the library to choose; "reference" where it has not; "forced" where it may not choose."""
-    if requested() != "auto":
-        return "forced"
-    return None if chosen("cpu") == "cpp" else "reference"
+    global ours_from
+    if ours_from is None:
+        ours_from = 0 if requested() != "auto" else FROM_ELEMENTS if chosen("cpu") == "cpp" else math.inf
+    if not ours_from or not host.is_cpu:
+        return False
+    return host.numel() < ours_from or not alphas.requires_grad

@@ -24,8 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.nn import Parameter
 
+from esper.errors import Unavailable
 from esper.ops import backends, layout
 from esper.ops.backends import expression_is_faster
 from esper.ops.blend_arguments import Spans, checked
@@ -33,7 +35,9 @@ from esper.ops.blend_in_place_arguments import check_apart, check_differentiable
 from esper.ops.gates import among
 
 # A name costs less than an attribute, and the usual call has 1 us to spend.
-_ONE, _FLOAT32, _is_compiling = (1,), torch.float32, torch.compiler.is_compiling
+_ONE, _FLOAT32, _lerp, _addcmul = (1,), torch.float32, torch.lerp, torch.addcmul
+_HALVES = (torch.bfloat16, torch.float16)
+_is_compiling, _is_dynamo = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 
 
 def blend(
@@ -61,21 +65,28 @@ def blend(
     Raises ShapeMismatch, or InvalidRequest for a dtype, device, layout or overlap; Unavailable where ESPER_KERNELS
     forces a backend that is absent.
     """
-    compiling = _is_compiling()
-    if spans is None and len(seeds) == 1 and type(alphas) is Tensor and not compiling:
+    if spans is None and len(seeds) == 1 and type(alphas) is Tensor and not _is_dynamo():
         seed = seeds[0]  # the usual call; where it is small it is kept within about 1 us of torch's own
         if (
             host.dtype is seed.dtype is alphas.dtype is _FLOAT32
             and seed.shape == host.shape
             and alphas.shape == _ONE
-            and expression_is_faster(host, alphas)
+            and host.is_cpu
+            and (ours_from := backends.ours_from)  # `expression_is_faster`, without the call
+            and (not alphas.requires_grad or host.numel() < ours_from)
         ):
             try:
-                return (torch.lerp if convex else torch.addcmul)(host, seed, alphas)
+                return _lerp(host, seed, alphas) if convex else _addcmul(host, seed, alphas)
             except RuntimeError:
                 pass  # torch's refusal does not name the argument; the checks below do
+        elif (
+            host.dtype in _HALVES
+            and not torch.is_grad_enabled()
+            and (out := _as_it_is(host, seed, alphas, channel_dim, convex)) is not None
+        ):
+            return out
     seeds, alphas, bounds, dim = checked(host, seeds, alphas, spans, channel_dim, convex)
-    if compiling or torch._C._are_functorch_transforms_active():
+    if _is_compiling() or torch._C._are_functorch_transforms_active():
         return blend_reference(host, seeds, alphas, bounds, dim, convex)
     if spans is None and len(seeds) == 1 and host.dtype is alphas.dtype and expression_is_faster(host, alphas):
         return blend_reference(host, seeds, alphas, bounds, dim, convex)
@@ -84,6 +95,28 @@ def blend(
     if torch.is_grad_enabled():
         return _Blend.apply(bounds, dim, convex, host, alphas, *seeds)  # type: ignore[no-any-return, no-untyped-call]
     return run(host, seeds, alphas, bounds, dim, convex)
+
+
+def _as_it_is(host: Tensor, seed: Tensor, alphas: Tensor, channel_dim: int, convex: bool) -> Tensor | None:
+    """One slot over a whole host in half precision on CPU, without a gradient; None where it is not just that.
+
+    The library makes every check itself; what it refuses is left to `checked`, whose errors have a type.
+    """
+    if (
+        type(host) is not Tensor
+        or not host.is_cpu
+        or _is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or not -host.ndim <= channel_dim < host.ndim
+    ):
+        return None
+    try:
+        native = backends.pick("blend", "cpu")
+        if not isinstance(native, OpOverload) or not host.is_contiguous() or not seed.is_contiguous():
+            return None
+        return native(host, [seed], alphas, [0, host.shape[channel_dim]], channel_dim % host.ndim, convex)  # type: ignore[no-any-return]
+    except (RuntimeError, Unavailable):
+        return None
 
 
 def blend_(

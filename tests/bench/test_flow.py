@@ -13,6 +13,7 @@ import torch
 from bench.flow.bench_dormant import SHORT, arms, forward_and_backward, training_arms
 from bench.flow.busy import Elsewhere, ForeignLoad
 from bench.flow.hosts import HOSTS
+from bench.flow.other_ways import WAYS
 from bench.flow.waits import Waits
 from bench.harness import BASELINE, CANDIDATE, CONTROL
 
@@ -21,7 +22,7 @@ from bench.harness import BASELINE, CANDIDATE, CONTROL
 def test_dormant_compares_equal_models_of_which_one_is_wrapped(case):
     made = arms(HOSTS[case], forward_and_backward)
     models = {name: call.__closure__ for name, call in made.items()}
-    assert set(models) == {BASELINE, CONTROL, CANDIDATE}
+    assert set(models) == {BASELINE, CONTROL, CANDIDATE, *WAYS}
     found = {
         name: next(c.cell_contents for c in cells if isinstance(c.cell_contents, torch.nn.Module))
         for name, cells in models.items()

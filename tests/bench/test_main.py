@@ -19,6 +19,7 @@ NAMES = {
     "dormant",
     "growth",
     "load",
+    "ops",
     "recovery",
     "seed-stats",
     "verdict",
@@ -43,8 +44,13 @@ def test_every_bench_is_found_by_its_name():
         bench = registry.load(name)
         assert bench.about.endswith((".", ":")) or bench.about, name
         assert callable(bench.rows), name
-    assert [name for name in registry.names() if registry.load(name).gpu] == ["advance-state", "blend", "seed-stats"]
-    assert [name for name in registry.names() if registry.load(name).long] == ["growth", "verdict"]
+    assert [name for name in registry.names() if registry.load(name).gpu] == [
+        "advance-state",
+        "blend",
+        "ops",
+        "seed-stats",
+    ]
+    assert [name for name in registry.names() if registry.load(name).long] == ["growth", "ops", "verdict"]
 
 
 def test_every_bench_has_a_pytest_benchmark_entry():

@@ -1,13 +1,24 @@
 """Every bench runs, with least effort, and gives the rows that it is there for."""
 
+import re
+
 import pytest
+import torch
 
 from bench import registry
 from bench.flow.bench_recovery import inject
 from bench.flow.faults import FAULTS
+from bench.flow.hosts import HOSTS
+from bench.flow.other_ways import WAYS, Wrapper, model_of
+from bench.ops import bench_blend, bench_ops
+from bench.ops.bench_blend import measure, setting_rows
+from bench.ops.blend_arms import Setting
 from bench.registry import Options
+from esper.ops import backends
+from tests.bench.fakes import row
 
 QUICK = Options(quick=True)
+OP_FILES = sorted(set(backends.OPS.values()))
 
 
 def rows(name):
@@ -19,9 +30,26 @@ def rows(name):
 
 def test_dormant():
     found = rows("dormant")
-    cases = {"Linear", "MLP", "CNN", "transformer"}
-    assert found.keys() == {(c, m) for c in cases for m in ("forward_ratio", "step_ratio", "telemetry_ratio")}
-    assert all(row.target == 1.01 and row.aa_low <= row.aa_high and row.value > 0 for row in found.values())
+    cases, steps = {"Linear", "MLP", "CNN", "transformer"}, {"forward_ratio", "step_ratio"}
+    ours = {(case, metric) for case in cases for metric in (*steps, "telemetry_ratio")}
+    others = {(f"{case}, {way}", metric) for case in cases for way in WAYS for metric in steps}
+    assert found.keys() == ours | others
+    assert all(row.target == (1.01 if key in ours else None) for key, row in found.items())
+    assert all(row.aa_low <= row.aa_high and row.value > 0 for row in found.values())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", HOSTS)
+def test_other_ways_to_attach_a_seed_train_the_host_as_it_is(case, way):
+    """A way that left out, or ran twice, part of the model would be no comparison."""
+    host = HOSTS[case]
+    plain, attached = host.model(), model_of(way, host).train()
+    carried = [m for m in attached.modules() if isinstance(m, Wrapper) or m._forward_hooks]
+    assert len(carried) == sum(isinstance(m, host.targets) for m in plain.modules())
+    for model in (plain, attached):
+        model(host.batch()).square().mean().backward()
+    got = [p.grad for name, p in attached.named_parameters() if not re.search(r"\b(up|down)\.", name)]
+    torch.testing.assert_close(got, [p.grad for p in plain.parameters()])
 
 
 def test_advance_state():
@@ -31,10 +59,34 @@ def test_advance_state():
 
 def test_blend():
     found = rows("blend")
-    assert ("16K float32 forward convex auto", "ratio") in found
-    assert ("16K float32 forward convex auto", "added_us") in found
-    assert ("16K float32 in place convex auto", "ratio") in found
+    case = "16K float32 forward convex auto"
+    assert {metric for known, metric in found if known == case} == {"vs_lerp", "vs_naive", "vs_copy", "added_us"}
+    assert found[case, "vs_lerp"].target is None
+    assert found[case, "added_us"].target == 1.0
+    assert found["16K bfloat16 backward+alpha (1-a)h+ag", "vs_lerp"].value > 0
+    assert ("16K float32 in place convex auto", "vs_lerp") in found
     assert ("16K bfloat16 in place dormant auto", "dormant_ratio") in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["forward", "backward+alpha"])
+def test_blend_beside_the_compiled_expression(mode):
+    setting = Setting("256K", torch.float32, mode)
+    found = {(row.case, row.metric): row for row in setting_rows(setting, measure(setting, QUICK.effort()))}
+    for form in ("convex", "residual"):
+        assert found[f"{setting} {form} auto", "vs_compiled"].value > 0
+    assert found[f"{setting} convex auto", "vs_naive"].target == (0.5 if mode == "backward+alpha" else None)
+    assert found[f"{setting} convex auto", "vs_lerp"].target == (1.0 if mode == "forward" else None)
+
+
+def test_ops_is_every_ops_own_bench(monkeypatch):
+    """And on a GPU those that use one."""
+    for op, bench in bench_ops.benches(gpu=False).items():
+        monkeypatch.setattr(bench, "rows", lambda options, op=op: iter([row(1.0, case=f"{op} {options.device}")]))
+    found = list(bench_ops.rows(Options()))
+    assert [(made.bench, made.case) for made in found] == [("ops", f"{op} {op} cpu") for op in OP_FILES]
+    monkeypatch.setattr(bench_blend, "GPU", False)
+    assert "blend" not in {made.case.split()[0] for made in bench_ops.rows(Options(gpu=True))}
 
 
 def test_seed_stats():
