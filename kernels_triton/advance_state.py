@@ -66,13 +66,11 @@ def advance_state(
         )
 
 
-def specialisations() -> list["Specialisation"]:  # noqa: F821  imported where it is made
+def specialisations() -> list[Specialisation]:
     """The kernel as it is compiled ahead of time: it has one form."""
-    from kernels_triton.specialisation import Specialisation
-
     signature: dict[str, str | tuple[str, ...]] = {
         "alphas_ptr": "*fp32", "ages_ptr": "*i64", "step_ptr": "*i64", "states_ptr": "*u8", "ramp_begins_ptr": "*i64",
         "ramp_steps_ptr": "*i64", "seeds": "i32", "ramping": "i64", "counting": "i64",
     }  # fmt: skip
     # nothing is assumed aligned: the columns of one buffer need not be
-    return [Specialisation("advance_state", advance_kernel, signature, {"BLOCK": BLOCK}, ())]
+    return [Specialisation("advance_state", advance_kernel, signature, {"BLOCK": BLOCK}, (), vectorised=False)]

@@ -237,6 +237,9 @@ def _tile(rows: int, width: int) -> tuple[dict[str, int], tuple[int]]:
     return {"ROWS": down, "COLS": cols}, (triton.cdiv(rows, down) * triton.cdiv(width, cols),)
 
 
+_ANY = ("rows", "active", "states_ptr")  # what need not be divisible by 16: states are a view of a model's table
+
+
 def specialisations() -> list[Specialisation]:
     """One and two slots, both forms, alphas with and without a gradient; rows of BLOCK columns or more."""
     made = [
@@ -248,6 +251,7 @@ def specialisations() -> list[Specialisation]:
     for dtype, slots, convex in itertools.product(("fp32", "bf16", "fp16"), (1, 2), (False, True)):
         form = f"{dtype}_{slots}_{'convex' if convex else 'residual'}"
         made.append(_specialised(f"blend_forward_{form}", forward_kernel, dtype, slots, convex=convex))
+        made.append(_specialised(f"blend_in_place_{form}", in_place_kernel, dtype, slots, convex=convex))
         for sums in (False, True):
             name = f"blend_backward_{form}" + ("_alphas" if sums else "")
             made.append(_specialised(name, backward_kernel, dtype, slots, convex=convex, sums=sums))
@@ -262,8 +266,9 @@ def _specialised(
         "host_ptr": element, "grad_ptr": element, "out_ptr": element, "d_host_ptr": element,
         "seed_ptrs": (element,) * slots, "d_seed_ptrs": (element,) * slots, "alphas_ptr": "*fp32",
         "shares_ptr": "*fp32", "rows": "i32", "width": "i32", "begins": columns, "ends": columns,
+        "states_ptr": "*u8", "active": "i64",
     }  # fmt: skip
     values = {"SLOTS": slots, "CONVEX": convex, "SUMS": sums, "MATH": tl.float32, "ROWS": 1, "COLS": BLOCK}
     signature = {argument: kinds[argument] for argument in kernel.arg_names if argument in kinds}
     constants = {argument: values[argument] for argument in kernel.arg_names if argument in values}
-    return Specialisation(name, kernel, signature, constants, tuple(a for a in signature if a != "rows"))
+    return Specialisation(name, kernel, signature, constants, tuple(a for a in signature if a not in _ANY))

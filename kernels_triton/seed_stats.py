@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels_triton.matrix import device_of, math_type
+from kernels_triton.specialisation import Specialisation
 
 TILE = 2048  # elements a program reads at a time. Untuned: choose with bench/ops/bench_seed_stats.py on the device
 PROGRAMS = 1024
@@ -176,3 +177,23 @@ def _matrix(t: Tensor, channel_dim: int) -> tuple[int, int, int]:
     for d in order[place + 1 :]:
         unit *= t.shape[d]
     return rows, t.shape[channel_dim] * unit, unit
+
+
+def specialisations() -> list[Specialisation]:
+    """Rows of TILE columns or more; any number of channels."""
+    sizes = dict.fromkeys(("rows", "width", "begin", "narrow", "unit", "tiles"), "i32")
+    passed: dict[str, str | tuple[str, ...]] = {
+        "stats_ptr": "*fp32", "parts_ptr": "*fp64", "bins_ptr": "*i64", "alive_ptr": "*i8",
+    }  # fmt: skip
+    made = [
+        Specialisation(
+            "seed_stats_join", join_kernel, {**passed, "programs": "i32", "channels": "i32", "decay": "fp32"},
+            {"BLOCK": JOIN, "ROWS": 32}, tuple(passed), vectorised=False,
+        )
+    ]  # fmt: skip
+    for dtype in ("fp32", "bf16", "fp16"):
+        signature = {"values_ptr": f"*{dtype}", **passed, **sizes}
+        aligned = ("values_ptr", *passed, "width", "begin", "narrow")
+        constants: dict[str, object] = {"MATH": tl.float32, "ROWS": 1, "COLS": TILE}
+        made.append(Specialisation(f"seed_stats_count_{dtype}", count_kernel, signature, constants, aligned))
+    return made

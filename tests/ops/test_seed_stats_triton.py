@@ -1,4 +1,4 @@
-"""seed_stats' Triton kernels compiled ahead of time, without a GPU: vector loads, 64-bit addresses, nothing spilled."""
+"""What seed_stats' Triton kernels compile to in calls beyond those of tests/ops/test_aot.py."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.requirements import require
 
-from .test_blend_triton import NVIDIA, missing, own_cache, report  # noqa: F401  own_cache is a fixture
+from .test_blend_triton import missing, own_cache  # noqa: F401  own_cache is a fixture
 
 if not missing:
     import triton
@@ -46,25 +46,7 @@ def compile_kernel(kernels, name, target, dtype="fp32", ones=()):
     return triton.compile(source, target=target, options={"num_warps": 4})
 
 
-@pytest.mark.parametrize("arch", NVIDIA)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_nvidia_code_is_vectorised_and_spills_nothing(kernels, dtype, arch, tmp_path):
-    compiled = compile_kernel(kernels, "count_kernel", GPUTarget("cuda", arch, 32), dtype)
-    assert re.search(r"ld\.global\.v4\.b32", compiled.asm["ptx"])
-    assert re.search(r"(mul\.wide\.s32|mad\.wide\.s32|mul\.lo\.s64|mad\.lo\.s64|cvt\.s64)", compiled.asm["ptx"])
-    said = report(compiled, arch, tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in said, said
-
-
-@pytest.mark.parametrize("name", ["count_kernel", "join_kernel"])
-def test_amd_code_spills_nothing(kernels, name):
-    amdgcn = compile_kernel(kernels, name, GPUTarget("hip", "gfx942", 64)).asm["amdgcn"]
-    assert name == "join_kernel" or "global_load_dwordx4" in amdgcn
-    assert re.search(r"\.vgpr_spill_count:\s+0\b", amdgcn)
-    assert re.search(r"\.sgpr_spill_count:\s+0\b", amdgcn)
-
-
-@pytest.mark.parametrize("arch", NVIDIA)
+@pytest.mark.parametrize("arch", [80, 90, 100])
 def test_the_second_pass_and_float64_compile(kernels, arch):
     compile_kernel(kernels, "join_kernel", GPUTarget("cuda", arch, 32))
     compile_kernel(kernels, "count_kernel", GPUTarget("cuda", arch, 32), "fp64")
