@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels_triton.matrix import device_of
+from kernels_triton.specialisation import Specialisation
 
 BLOCK = 1024  # seeds per turn
 

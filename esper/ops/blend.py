@@ -19,7 +19,7 @@ Without a gradient for alphas neither host nor seeds are kept for the backward. 
 device, and of a slot that takes no part neither chunk nor seed is read or written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -154,7 +154,7 @@ def blend_(
         check_in_place(host, seeds, alphas, states, active, convex)
         check_differentiable(host)
         check_apart(host, seeds, alphas, states)
-        BlendInPlace.apply(*call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
+        BlendInPlace.apply(run_in_place, *call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
     else:
         run_in_place(host, seeds, alphas, states, active, *call)
     return host
@@ -345,11 +345,15 @@ def run_in_place(
 
 
 class BlendInPlace(torch.autograd.Function):
-    """The gradient of `blend_`: `blend`'s, with alpha 0 where a slot took no part."""
+    """The gradient of `blend_`: `blend`'s, with alpha 0 where a slot took no part.
+
+    `run` does the work: an implementation, or the operator where a tensor subclass or a dispatch mode must see it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
+        run: Callable[..., None],
         spans: list[int],
         channel_dim: int,
         convex: bool,
@@ -360,9 +364,8 @@ class BlendInPlace(torch.autograd.Function):
         *seeds: Tensor,
     ) -> Tensor:
         ctx.mark_dirty(host)
-        ctx.call, ctx.sums = (spans, channel_dim, convex), ctx.needs_input_grad[5]
+        ctx.call, ctx.sums = (spans, channel_dim, convex), ctx.needs_input_grad[6]
         ctx.save_for_backward(alphas, among(states, active), *(seeds if ctx.sums else ()))
-        run = run_in_place if type(host) is Tensor else torch.ops.esper.blend_
         run(host, list(seeds), alphas, states, active, spans, channel_dim, convex)
         return host
 
@@ -377,4 +380,4 @@ class BlendInPlace(torch.autograd.Function):
         d_host = made.pop(0) if ctx.call[-1] else grad
         d_alphas = torch.where(taking, made.pop(), 0) if ctx.sums else None
         d_seeds = [d_seed.masked_fill(~taking[slot], 0) for slot, d_seed in enumerate(made)]
-        return None, None, None, None, d_host, d_alphas, None, *d_seeds
+        return None, None, None, None, None, d_host, d_alphas, None, *d_seeds

@@ -153,7 +153,7 @@ def _blend_in_place_autograd(
     if needs_gradient(host, seeds, alphas):
         check_in_place(host, seeds, alphas, states, active, call[-1])
         check_differentiable(host)
-        BlendInPlace.apply(*call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
+        BlendInPlace.apply(torch.ops.esper.blend_, *call, active, host, alphas, states, *seeds)  # type: ignore[no-untyped-call]
     else:
         with torch._C._AutoDispatchBelowAutograd():
             torch.ops.esper.blend_(host, seeds, alphas, states, active, *call)
