@@ -55,7 +55,7 @@ class KernelBody:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The part of a search that the store answers by index. Empty blueprint id, target 0: any."""
+    """Which kernels a search is about. Empty blueprint id, target 0: any."""
 
     interface: InterfaceKey
     target: int
@@ -73,17 +73,25 @@ class Wish:
     max_parameters: int
     max_forward_us: float
     max_peak_bytes: int
+    max_risk: float
+    min_interest: float
+    interest_weight: float
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What ranking reads of a kernel. A forward time or peak of 0 was not measured."""
+    """What ranking reads of a kernel. A figure of 0, parameters apart, was not measured."""
 
     artifact_id: str
+    status: int
+    target: int
+    blueprint_id: str
     parameter_count: int
     forward_us_p50: float
     peak_bytes: int
+    interest: float
+    risk: float
     tags: frozenset[str]
 
 
@@ -123,6 +131,9 @@ def read_search(request: pb.SearchKernelsRequest) -> tuple[Scope, Wish]:
         max_parameters=request.max_parameters,
         max_forward_us=request.max_forward_us,
         max_peak_bytes=request.max_peak_bytes,
+        max_risk=request.max_risk,
+        min_interest=request.min_interest,
+        interest_weight=request.interest_weight,
         limit=request.limit or DEFAULT_SEARCH_LIMIT,
     )
     return scope, wish

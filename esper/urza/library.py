@@ -11,7 +11,7 @@ from esper.api.common.v1.artifact_pb2 import ArtifactManifest
 from esper.api.common.v1.resource_pb2 import PageReply, PageRequest, ReplyHeader
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import NotFound, OutOfRange
-from esper.urza import blueprints, catalogue, codec, kernels
+from esper.urza import blueprints, catalogue, codec, kernels, lineage
 from esper.urza.blobs import Blobs
 from esper.urza.events import OutboxEvent
 from esper.urza.intake import cut
@@ -21,6 +21,7 @@ from esper.urza.port import FilePiece, Ports, StoredReport
 from esper.urza.reader import Reader
 from esper.urza.store import Store
 from esper.urza.sweep import Swept, sweep
+from esper.urza.tables import SearchTables
 from esper.urza.transfer import FileStream, Transfers
 from esper.urza.writer import Writer
 
@@ -38,6 +39,7 @@ class CentralLibrary:
         self._ports = ports
         self._fits = blueprints.Fits(ports.compatible)
         self._transfers = Transfers(store, blobs, ports)
+        self._tables = SearchTables()
 
     async def close(self) -> None:
         """End watches and waits, then close the store."""
@@ -68,6 +70,9 @@ class CentralLibrary:
             request, pb.SetBlueprintStatusResponse, lambda tx, now: blueprints.set_status(tx, request, now)
         )
 
+    async def get_lineage(self, request: pb.GetLineageRequest) -> pb.GetLineageResponse:
+        return await self._store.read(lambda reader: lineage.get_page(reader, request, self._ports.pages))
+
     # ---- kernels ----
 
     async def create_kernel(self, manifest: pb.KernelManifest, files: Mapping[str, bytes]) -> pb.CreateKernelResponse:
@@ -97,7 +102,10 @@ class CentralLibrary:
         return await self._transfers.send(request)
 
     async def search_kernels(self, request: pb.SearchKernelsRequest) -> pb.SearchKernelsResponse:
-        return await self._store.read(lambda reader: kernels.find(reader, request))
+        return await self._store.read(lambda reader: kernels.find(reader, request, self._tables))
+
+    async def list_kernels(self, request: pb.ListKernelsRequest) -> pb.ListKernelsResponse:
+        return await self._store.read(lambda reader: kernels.list_page(reader, request, self._ports.pages))
 
     async def set_kernel_status(self, request: pb.SetKernelStatusRequest) -> pb.SetKernelStatusResponse:
         return await self._once(

@@ -83,6 +83,12 @@ class LibraryServicer(pb_grpc.LibraryServiceServicer):
     async def GetKernel(self, request: pb.GetKernelRequest, context: Context) -> pb.GetKernelResponse:
         return await self._library.get_kernel(request)
 
+    async def ListKernels(self, request: pb.ListKernelsRequest, context: Context) -> pb.ListKernelsResponse:
+        return await self._library.list_kernels(request)
+
+    async def GetLineage(self, request: pb.GetLineageRequest, context: Context) -> pb.GetLineageResponse:
+        return await self._library.get_lineage(request)
+
     async def DownloadKernel(
         self, request: pb.DownloadKernelRequest, context: Context
     ) -> AsyncIterator[pb.DownloadKernelResponse]:
