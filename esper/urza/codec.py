@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from esper.api.common.v1 import interface_pb2, resource_pb2
+from esper.api.common.v1.blueprint_pb2 import Graph
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import InvalidRequest
 from esper.urza.ledger import Entry
@@ -143,6 +144,11 @@ def request_key(request: Message) -> str:
     """Digest of a request: two requests with equal keys ask for the same thing."""
     named = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
     return hashlib.sha256(named).hexdigest()
+
+
+def graph_digest(graph: Graph) -> str:
+    """sha256 of a graph as it was sent, names and order included; a blueprint's id leaves those out."""
+    return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def stored_integer(name: str, value: int) -> int:

@@ -108,7 +108,7 @@ class Columns:
         """What a table says of some of its rows, in the order of `rows`."""
         columns = [self[name][rows].tolist() for name in (*Readings._fields[:-1], "tag_set")]
         for raw_id, *figures, tag_set in zip(*columns, strict=True):
-            yield Readings(raw_id.decode(), *figures, self.tags.of(tag_set))
+            yield Readings._make((raw_id.decode(), *figures, self.tags.of(tag_set)))
 
     def _cell(self, name: str, one: Candidate) -> Any:
         if name == "tag_set":

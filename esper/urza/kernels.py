@@ -10,6 +10,7 @@ from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Untrusted
 from esper.urza import codec, events, lineage
 from esper.urza.codec import KernelBody
+from esper.urza.curation import CURATED, Action
 from esper.urza.lineage import Way
 from esper.urza.pages import Pages, listing, size_of
 from esper.urza.port import ArtifactVerifier
@@ -91,6 +92,18 @@ async def quarantine(tx: Writer, artifact_id: str, reason: str, now_ns: int) -> 
     kernel.status = pb.KernelStatus.ValueType(KERNEL.move(before, pb.KERNEL_STATUS_QUARANTINED))
     kernel.status_reason = reason
     await _move(tx, kernel, await tx.manifest(artifact_id), before, now_ns)
+
+
+async def archive(tx: Writer, action: Action, now_ns: int) -> int | None:
+    """Take a kernel out of use as a policy says; its status before, None where it is no policy's any more."""
+    kernel = await need(tx, action.artifact_id)
+    before = kernel.status
+    if before not in CURATED:
+        return None
+    kernel.status = pb.KernelStatus.ValueType(KERNEL.move(before, pb.KERNEL_STATUS_ARCHIVED))
+    kernel.status_reason = action.reason
+    await _move(tx, kernel, await tx.manifest(action.artifact_id), before, now_ns)
+    return before
 
 
 def need_sendable(kernel: pb.Kernel) -> None:

@@ -11,7 +11,7 @@ from esper.api.common.v1.artifact_pb2 import ArtifactManifest
 from esper.api.common.v1.resource_pb2 import PageReply, PageRequest, ReplyHeader
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import NotFound, OutOfRange
-from esper.urza import blueprints, catalogue, codec, kernels, lineage
+from esper.urza import blueprints, catalogue, codec, kernels, lineage, upkeep
 from esper.urza.blobs import Blobs
 from esper.urza.events import OutboxEvent
 from esper.urza.intake import cut
@@ -42,7 +42,8 @@ class CentralLibrary:
         self._tables = SearchTables()
 
     async def close(self) -> None:
-        """End watches and waits, then close the store."""
+        """Store the uses counted last, end watches and waits, then close the store."""
+        await self._transfers.store_uses()
         await self._store.close()
 
     # ---- blueprints ----
@@ -156,10 +157,21 @@ class CentralLibrary:
             lambda reader: catalogue.list_reports(reader, artifact_id, page, self._ports.pages)
         )
 
+    async def list_aliases(self, request: pb.ListAliasesRequest) -> pb.ListAliasesResponse:
+        return await self._store.read(lambda reader: catalogue.list_aliases(reader, request, self._ports.pages))
+
+    async def curate_library(self, request: pb.CurateLibraryRequest) -> pb.CurateLibraryResponse:
+        await self._transfers.store_uses()
+        return await upkeep.curate(self._store, request, self._ports.clock_ns())
+
+    async def verify_library(self, request: pb.VerifyLibraryRequest) -> pb.VerifyLibraryResponse:
+        return await upkeep.verify(self._store, self._blobs, self._ports.verifier, request)
+
     # ---- what its process does now and then ----
 
     async def drain(self, publish: Callable[[OutboxEvent], Awaitable[None]]) -> int:
-        """See `Store.drain`."""
+        """See `Store.drain`. Uses of kernels counted since are stored first."""
+        await self._transfers.store_uses()
         return await self._store.drain(publish)
 
     async def wait(self, after_revision: int, timeout_s: float) -> int:

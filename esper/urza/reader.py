@@ -1,7 +1,7 @@
 """What one transaction of the library can read. No decision is made here."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -58,7 +58,7 @@ class Reader:
         """Of those blueprints that are here."""
         table = schema.blueprints
         query = select(table.c.blueprint_id, table.c.revision).where(table.c.blueprint_id.in_(blueprint_ids))
-        return {row[0]: row[1] for row in await self._all(query)}
+        return {row.blueprint_id: row.revision for row in await self._all(query)}
 
     async def blueprints_at(self, revisions: Collection[int], *, newest: bool) -> list[tuple[int, pb.Blueprint]]:
         """Blueprints by the revision that created each; newest or oldest first."""
@@ -147,14 +147,14 @@ class Reader:
             table.c.causal == key.causal,
             table.c.changed > after,
         )
-        rows = await self._all(query.order_by(table.c.changed).limit(limit))
+        rows: Sequence[Sequence[Any]] = await self._all(query.order_by(table.c.changed).limit(limit))
         return [(row[0], Candidate(*row[1:10], _tags(row[10]))) for row in rows]
 
     async def kernel_records(self, artifact_ids: Collection[str]) -> dict[str, bytes]:
         """Records, unparsed, of those kernels that are here."""
         table = schema.kernels
         query = select(table.c.artifact_id, table.c.record).where(table.c.artifact_id.in_(artifact_ids))
-        return {row[0]: row[1] for row in await self._all(query)}
+        return {row.artifact_id: row.record for row in await self._all(query)}
 
     async def kernels(self, status: int, blueprint_id: str, before: int, limit: int) -> list[tuple[int, pb.Kernel]]:
         """Newest first, created before revision `before` (0: from the newest), with that revision."""
@@ -175,6 +175,34 @@ class Reader:
         table = schema.aliases
         row = await self._one(select(table.c.target_name).where(table.c.alias == alias))
         return "" if row is None else str(row.target_name)
+
+    async def aliases(self, after: str, limit: int) -> list[tuple[str, str]]:
+        """By name, after one, each with what it points at."""
+        table = schema.aliases
+        query = select(table).where(table.c.alias > after).order_by(table.c.alias).limit(limit)
+        return [(row.alias, row.target_name) for row in await self._all(query)]
+
+    async def uses(self) -> dict[str, tuple[int, int]]:
+        """Of each kernel that was used: how often, and when last, in nanoseconds since 1970."""
+        table = schema.kernel_uses
+        return {row.artifact_id: (row.uses, row.last_used_ns) for row in await self._all(select(table))}
+
+    async def edges(self) -> dict[int, set[int]]:
+        """The whole lineage: a child's revision, those of its parents."""
+        found: dict[int, set[int]] = {}
+        for row in await self._all(select(schema.lineage)):
+            found.setdefault(row.child, set()).add(row.parent)
+        return found
+
+    async def rows(self, table_name: str) -> AsyncIterator[dict[str, Any]]:
+        """Every row of a table, by its key."""
+        table = schema.metadata.tables[table_name]
+        (key,) = table.primary_key
+        query, last = select(table).order_by(key).limit(_IN), ""
+        while found := await self._all(query.where(key > last)):
+            for row in found:
+                yield dict(row._mapping)
+            last = found[-1]._mapping[key.name]
 
     async def report(self, name: str) -> StoredReport | None:
         table = schema.reports

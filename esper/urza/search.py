@@ -115,7 +115,9 @@ def _scores(table: Columns, rows: npt.NDArray[np.intp], wish: Wish, best: _Best)
 
 def _share(best: float, readings: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Of the best in each reading; 0 for what was not measured."""
-    return np.divide(best, readings, out=np.zeros(len(readings)), where=readings > 0)
+    shares = np.zeros(len(readings))
+    np.divide(best, readings, out=shares, where=readings > 0)
+    return shares
 
 
 def _highest(scores: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.intp]:

@@ -100,6 +100,15 @@ class Writer(Reader):
             .values(**_kernel_columns(kernel, manifest, self.next_revision))
         )
 
+    async def add_uses(self, uses: Mapping[str, tuple[int, int]]) -> None:
+        """Count uses of kernels: how many more, and when the last was. No change of the library, no revision."""
+        table = schema.kernel_uses
+        for artifact_id, (count, last_used_ns) in uses.items():
+            mine = table.c.artifact_id == artifact_id
+            added = {"uses": table.c.uses + count, "last_used_ns": last_used_ns}
+            if not (await self._connection.execute(update(table).where(mine).values(**added))).rowcount:
+                await self._insert(table, artifact_id=artifact_id, uses=count, last_used_ns=last_used_ns)
+
     async def point_alias(self, alias: str, target_name: str, *, existed: bool) -> None:
         table = schema.aliases
         if existed:

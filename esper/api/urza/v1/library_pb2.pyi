@@ -1525,12 +1525,14 @@ class CurationAction(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ARTIFACT_ID_FIELD_NUMBER: builtins.int
-    FROM_FIELD_NUMBER: builtins.int
+    PREVIOUS_STATUS_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     TITLE_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     artifact_id: builtins.str
     """Which kernel."""
+    previous_status: global___KernelStatus.ValueType
+    """Where it stood."""
     reason: builtins.str
     """Why, in one line."""
     title: builtins.str
@@ -1541,11 +1543,12 @@ class CurationAction(google.protobuf.message.Message):
         self,
         *,
         artifact_id: builtins.str = ...,
+        previous_status: global___KernelStatus.ValueType = ...,
         reason: builtins.str = ...,
         title: builtins.str = ...,
         size_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "from", b"from", "reason", b"reason", "size_bytes", b"size_bytes", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "previous_status", b"previous_status", "reason", b"reason", "size_bytes", b"size_bytes", "title", b"title"]) -> None: ...
 
 global___CurationAction = CurationAction
 

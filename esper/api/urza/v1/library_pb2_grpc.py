@@ -327,7 +327,8 @@ class LibraryServiceServicer(object):
 
     def VerifyLibrary(self, request, context):
         """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
-        What is wrong is the reply, not an error; nothing is changed.
+        What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+        as at any reading; nothing else is changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -202,7 +202,8 @@ class LibraryServiceStub:
         esper.api.urza.v1.library_pb2.VerifyLibraryResponse,
     ]
     """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
-    What is wrong is the reply, not an error; nothing is changed.
+    What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+    as at any reading; nothing else is changed.
     """
 
     WatchLibrary: grpc.UnaryStreamMultiCallable[
@@ -408,7 +409,8 @@ class LibraryServiceAsyncStub:
         esper.api.urza.v1.library_pb2.VerifyLibraryResponse,
     ]
     """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
-    What is wrong is the reply, not an error; nothing is changed.
+    What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+    as at any reading; nothing else is changed.
     """
 
     WatchLibrary: grpc.aio.UnaryStreamMultiCallable[
@@ -652,7 +654,8 @@ class LibraryServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[esper.api.urza.v1.library_pb2.VerifyLibraryResponse, collections.abc.Awaitable[esper.api.urza.v1.library_pb2.VerifyLibraryResponse]]:
         """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
-        What is wrong is the reply, not an error; nothing is changed.
+        What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+        as at any reading; nothing else is changed.
         """
 
     @abc.abstractmethod
