@@ -26,7 +26,7 @@ from esper.urza.service import open_library
 NAME = "library"
 P99_MS = Target(20.0)
 COUNT, QUICK_COUNT = 100_000, 1_000
-SEARCHES, QUICK_SEARCHES = 1_000, 30
+SEARCHES, QUICK_SEARCHES = 300, 30
 Draw = Callable[[random.Random], pb.SearchKernelsRequest]
 
 
