@@ -38,6 +38,8 @@ class SearchTables:
         while changed := await reader.changed_kernels(scope.interface, table.revision, _BATCH):
             table.put([candidate for _, candidate in changed])
             table.revision = changed[-1][0]
+            if len(changed) < _BATCH:
+                break
         found = rank(table, scope, wish, families)
         while len(self._tables) > 1 and sum(map(len, self._tables.values())) > self._max_rows:
             self._tables.popitem(last=False)
