@@ -148,7 +148,7 @@ class Reader:
             table.c.changed > after,
         )
         rows: Sequence[Sequence[Any]] = await self._all(query.order_by(table.c.changed).limit(limit))
-        return [(row[0], Candidate(*row[1:10], tags=_tags(row[10]))) for row in rows]
+        return [(row[0], _candidate([*row[1:10], _tags(row[10])])) for row in rows]
 
     async def kernel_records(self, artifact_ids: Collection[str]) -> dict[str, bytes]:
         """Records, unparsed, of those kernels that are here."""
@@ -252,6 +252,10 @@ def _edge(down: bool) -> tuple[Column[int], Column[int]]:
     """The lineage's columns: where a step starts and where it leads."""
     columns = schema.lineage.c
     return (columns.parent, columns.child) if down else (columns.child, columns.parent)
+
+
+def _candidate(cells: list[Any]) -> Candidate:
+    return Candidate(*cells)
 
 
 @lru_cache(maxsize=4096)
