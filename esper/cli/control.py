@@ -23,11 +23,11 @@ def add(commands: Any) -> None:
     for name, words in (("pause", "stop growth; training goes on"), ("resume", "let growth go on")):
         parser = commands.add_parser(name, help=words)
         _run_arguments(parser)
-        parser.set_defaults(do=_call(pause_run), paused=name == "pause")
+        parser.set_defaults(do=call(pause_run), paused=name == "pause")
     explain = commands.add_parser("explain", help="everything a decision rested on")
     explain.add_argument("decision", help="<run>/<decision point>/<number>, as in events.jsonl and the report")
     explain.add_argument("--home", default=".esper")
-    explain.set_defaults(do=_call(explain_decision))
+    explain.set_defaults(do=call(explain_decision))
 
 
 def _verb(verbs: Any, name: str, words: str, do: "Do", *, seed: bool = True) -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def _verb(verbs: Any, name: str, words: str, do: "Do", *, seed: bool = True) -> 
     _run_arguments(parser)
     if seed:
         parser.add_argument("seed", help="<site>/<slot>, e.g. conv2/0")
-    parser.set_defaults(do=_call(do))
+    parser.set_defaults(do=call(do))
     return parser
 
 
@@ -47,7 +47,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 Do = Callable[[argparse.Namespace, Any], Awaitable[str]]
 
 
-def _call(do: Do) -> Callable[[argparse.Namespace], int]:
+def call(do: Do) -> Callable[[argparse.Namespace], int]:
     """Run one command over a channel to the runtime and print what it says."""
 
     def run(options: argparse.Namespace) -> int:

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from esper.cli import control, doctor, runs, services, training
+from esper.cli import control, doctor, library, runs, services, training
 from esper.errors import EsperError
 
-_COMMANDS = (training, services, runs, control, doctor)
+_COMMANDS = (training, services, runs, control, library, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,6 +94,14 @@ class LibraryClient:
         reply: pb.SetKernelStatusResponse = await self._stub.SetKernelStatus(request)
         return reply
 
+    async def list_kernels(self, request: pb.ListKernelsRequest) -> pb.ListKernelsResponse:
+        reply: pb.ListKernelsResponse = await self._stub.ListKernels(request)
+        return reply
+
+    async def get_lineage(self, request: pb.GetLineageRequest) -> pb.GetLineageResponse:
+        reply: pb.GetLineageResponse = await self._stub.GetLineage(request)
+        return reply
+
     async def put_report(self, report: StoredReport) -> int:
         message = pb.StoredReport(name=report.name, artifact_id=report.artifact_id, body=report.body)
         reply: pb.CreateReportResponse = await self._stub.CreateReport(pb.CreateReportRequest(report=message))

@@ -65,6 +65,7 @@ async def create(
             "author": blueprint.author,
             "parent_ids": list(blueprint.parent_ids),
             "source": blueprint.source,
+            "graph_sha256": codec.graph_digest(blueprint.graph),
         },
     )
     return pb.CreateBlueprintResponse(blueprint=blueprint)

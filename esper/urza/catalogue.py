@@ -1,5 +1,6 @@
 """What a transaction does to aliases and reports, and how the ledger is read page by page."""
 
+import hashlib
 import re
 
 from esper.api.common.v1.resource_pb2 import PageReply, PageRequest, ReplyHeader
@@ -39,6 +40,18 @@ async def get_alias(reader: Reader, request: pb.GetAliasRequest) -> pb.GetAliasR
     return pb.GetAliasResponse(header=ReplyHeader(revision=(await reader.head()).revision), target_name=target_name)
 
 
+async def list_aliases(reader: Reader, request: pb.ListAliasesRequest, pages: Pages) -> pb.ListAliasesResponse:
+    """By name. Raises InvalidRequest for a page token of another list."""
+    name, size = listing("aliases"), size_of(request.page)
+    found = await reader.aliases(pages.read_token(request.page, name) or "", size + 1)
+    sent, more = found[:size], len(found) > size
+    return pb.ListAliasesResponse(
+        header=ReplyHeader(revision=(await reader.head()).revision),
+        aliases=[pb.AliasEntry(alias=alias, target_name=target_name) for alias, target_name in sent],
+        page=PageReply(next_token=pages.write_token(sent[-1][0], name) if more else ""),
+    )
+
+
 async def put_report(tx: Writer, report: StoredReport, now_ns: int) -> int:
     """The revision after it.
 
@@ -59,7 +72,11 @@ async def put_report(tx: Writer, report: StoredReport, now_ns: int) -> int:
         time_ns=now_ns,
         action="report.create",
         resource_name=report.name,
-        detail={"artifact_id": report.artifact_id, "size_bytes": len(report.body)},
+        detail={
+            "artifact_id": report.artifact_id,
+            "size_bytes": len(report.body),
+            "sha256": hashlib.sha256(report.body).hexdigest(),
+        },
     )
     return tx.revision
 

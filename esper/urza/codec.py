@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from esper.api.common.v1 import interface_pb2, resource_pb2
+from esper.api.common.v1.blueprint_pb2 import Graph
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import InvalidRequest
 from esper.urza.ledger import Entry
@@ -55,7 +56,7 @@ class KernelBody:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The part of a search that the store answers by index. Empty blueprint id, target 0: any."""
+    """Which kernels a search is about. Empty blueprint id, target 0: any."""
 
     interface: InterfaceKey
     target: int
@@ -73,17 +74,25 @@ class Wish:
     max_parameters: int
     max_forward_us: float
     max_peak_bytes: int
+    max_risk: float
+    min_interest: float
+    interest_weight: float
     limit: int
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What ranking reads of a kernel. A forward time or peak of 0 was not measured."""
+    """What ranking reads of a kernel. A figure of 0, parameters apart, was not measured."""
 
     artifact_id: str
+    status: int
+    target: int
+    blueprint_id: str
     parameter_count: int
     forward_us_p50: float
     peak_bytes: int
+    interest: float
+    risk: float
     tags: frozenset[str]
 
 
@@ -123,6 +132,9 @@ def read_search(request: pb.SearchKernelsRequest) -> tuple[Scope, Wish]:
         max_parameters=request.max_parameters,
         max_forward_us=request.max_forward_us,
         max_peak_bytes=request.max_peak_bytes,
+        max_risk=request.max_risk,
+        min_interest=request.min_interest,
+        interest_weight=request.interest_weight,
         limit=request.limit or DEFAULT_SEARCH_LIMIT,
     )
     return scope, wish
@@ -132,6 +144,11 @@ def request_key(request: Message) -> str:
     """Digest of a request: two requests with equal keys ask for the same thing."""
     named = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
     return hashlib.sha256(named).hexdigest()
+
+
+def graph_digest(graph: Graph) -> str:
+    """sha256 of a graph as it was sent, names and order included; a blueprint's id leaves those out."""
+    return hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def stored_integer(name: str, value: int) -> int:

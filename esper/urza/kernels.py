@@ -8,11 +8,15 @@ from esper.api.common.v1.artifact_pb2 import ArtifactManifest, Attestation
 from esper.api.common.v1.resource_pb2 import ReplyHeader
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed, Untrusted
-from esper.urza import codec, events, search
+from esper.urza import codec, events, lineage
 from esper.urza.codec import KernelBody
+from esper.urza.curation import CURATED, Action
+from esper.urza.lineage import Way
+from esper.urza.pages import Pages, listing, size_of
 from esper.urza.port import ArtifactVerifier
 from esper.urza.reader import Reader
 from esper.urza.statuses import KERNEL
+from esper.urza.tables import SearchTables
 from esper.urza.writer import Writer
 
 # The manifest's own limit.
@@ -90,6 +94,18 @@ async def quarantine(tx: Writer, artifact_id: str, reason: str, now_ns: int) -> 
     await _move(tx, kernel, await tx.manifest(artifact_id), before, now_ns)
 
 
+async def archive(tx: Writer, action: Action, now_ns: int) -> int | None:
+    """Take a kernel out of use as a policy says; its status before, None where it is no policy's any more."""
+    kernel = await need(tx, action.artifact_id)
+    before = kernel.status
+    if before not in CURATED:
+        return None
+    kernel.status = pb.KernelStatus.ValueType(KERNEL.move(before, pb.KERNEL_STATUS_ARCHIVED))
+    kernel.status_reason = action.reason
+    await _move(tx, kernel, await tx.manifest(action.artifact_id), before, now_ns)
+    return before
+
+
 def need_sendable(kernel: pb.Kernel) -> None:
     """Raises PreconditionFailed for a quarantined kernel."""
     if kernel.status == pb.KERNEL_STATUS_QUARANTINED:
@@ -99,16 +115,37 @@ def need_sendable(kernel: pb.Kernel) -> None:
         )
 
 
-async def find(reader: Reader, request: pb.SearchKernelsRequest) -> pb.SearchKernelsResponse:
-    """Raises InvalidRequest (no interface, limit out of bounds)."""
+async def find(reader: Reader, request: pb.SearchKernelsRequest, tables: SearchTables) -> pb.SearchKernelsResponse:
+    """Raises InvalidRequest (no interface, limit out of bounds), NotFound (a lineage's blueprint)."""
     scope, wish = codec.read_search(request)
-    found = await reader.candidates(scope)
-    records = {candidate.artifact_id: record for candidate, record in found}
-    reply = pb.SearchKernelsResponse(header=ReplyHeader(revision=(await reader.head()).revision))
-    for place in search.rank((candidate for candidate, _ in found), wish):
+    async with tables.lock:
+        families = [
+            await lineage.family(reader, start, way)
+            for start, way in (
+                (request.descends_from_blueprint_id, Way.DESCENDANTS),
+                (request.ancestor_of_blueprint_id, Way.ANCESTORS),
+            )
+            if start
+        ]
+        places = await tables.rank(reader, scope, wish, families)
+        records = await reader.kernel_records([place.artifact_id for place in places])
+        reply = pb.SearchKernelsResponse(header=ReplyHeader(revision=(await reader.head()).revision))
+    for place in places:
         kernel = pb.Kernel.FromString(records[place.artifact_id])
         reply.matches.add(kernel=kernel, score=place.score, reason=place.reason)
     return reply
+
+
+async def list_page(reader: Reader, request: pb.ListKernelsRequest, pages: Pages) -> pb.ListKernelsResponse:
+    """Raises InvalidRequest for a page token of another list."""
+    name, size = listing("kernels", request.status, request.blueprint_id), size_of(request.page)
+    rows = await reader.kernels(request.status, request.blueprint_id, pages.start(request.page, name), size + 1)
+    sent = rows[:size]
+    return pb.ListKernelsResponse(
+        header=ReplyHeader(revision=(await reader.head()).revision),
+        kernels=[kernel for _, kernel in sent],
+        page=pages.reply(name, sent[-1][0] if sent else 0, more=len(rows) > size),
+    )
 
 
 async def _move(tx: Writer, kernel: pb.Kernel, manifest: ArtifactManifest, before: int, now_ns: int) -> None:
@@ -125,6 +162,8 @@ async def _move(tx: Writer, kernel: pb.Kernel, manifest: ArtifactManifest, befor
             "forward_us_p50": kernel.forward_us_p50,
             "peak_bytes": kernel.peak_bytes,
             "report_name": kernel.report_name,
+            "interest": kernel.interest,
+            "risk": kernel.risk,
             "attested_by": [f"{Attestation.Role.Name(one.role)} {one.key_id}" for one in manifest.attestations],
         },
         events=events.after_status(kernel),
@@ -166,3 +205,7 @@ def _apply(request: pb.SetKernelStatusRequest, kernel: pb.Kernel) -> None:
         kernel.peak_bytes = codec.stored_integer("peak_bytes", request.peak_bytes)
     if request.report_name:
         kernel.report_name = request.report_name
+    if request.interest:
+        kernel.interest = request.interest
+    if request.risk:
+        kernel.risk = request.risk

@@ -11,7 +11,7 @@ from esper.api.common.v1.artifact_pb2 import ArtifactManifest
 from esper.api.common.v1.resource_pb2 import PageReply, PageRequest, ReplyHeader
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import NotFound, OutOfRange
-from esper.urza import blueprints, catalogue, codec, kernels
+from esper.urza import blueprints, catalogue, codec, kernels, lineage, upkeep
 from esper.urza.blobs import Blobs
 from esper.urza.events import OutboxEvent
 from esper.urza.intake import cut
@@ -21,6 +21,7 @@ from esper.urza.port import FilePiece, Ports, StoredReport
 from esper.urza.reader import Reader
 from esper.urza.store import Store
 from esper.urza.sweep import Swept, sweep
+from esper.urza.tables import SearchTables
 from esper.urza.transfer import FileStream, Transfers
 from esper.urza.writer import Writer
 
@@ -38,9 +39,11 @@ class CentralLibrary:
         self._ports = ports
         self._fits = blueprints.Fits(ports.compatible)
         self._transfers = Transfers(store, blobs, ports)
+        self._tables = SearchTables()
 
     async def close(self) -> None:
-        """End watches and waits, then close the store."""
+        """Store the uses counted last, end watches and waits, then close the store."""
+        await self._transfers.store_uses()
         await self._store.close()
 
     # ---- blueprints ----
@@ -67,6 +70,9 @@ class CentralLibrary:
         return await self._once(
             request, pb.SetBlueprintStatusResponse, lambda tx, now: blueprints.set_status(tx, request, now)
         )
+
+    async def get_lineage(self, request: pb.GetLineageRequest) -> pb.GetLineageResponse:
+        return await self._store.read(lambda reader: lineage.get_page(reader, request, self._ports.pages))
 
     # ---- kernels ----
 
@@ -97,7 +103,10 @@ class CentralLibrary:
         return await self._transfers.send(request)
 
     async def search_kernels(self, request: pb.SearchKernelsRequest) -> pb.SearchKernelsResponse:
-        return await self._store.read(lambda reader: kernels.find(reader, request))
+        return await self._store.read(lambda reader: kernels.find(reader, request, self._tables))
+
+    async def list_kernels(self, request: pb.ListKernelsRequest) -> pb.ListKernelsResponse:
+        return await self._store.read(lambda reader: kernels.list_page(reader, request, self._ports.pages))
 
     async def set_kernel_status(self, request: pb.SetKernelStatusRequest) -> pb.SetKernelStatusResponse:
         return await self._once(
@@ -148,10 +157,21 @@ class CentralLibrary:
             lambda reader: catalogue.list_reports(reader, artifact_id, page, self._ports.pages)
         )
 
+    async def list_aliases(self, request: pb.ListAliasesRequest) -> pb.ListAliasesResponse:
+        return await self._store.read(lambda reader: catalogue.list_aliases(reader, request, self._ports.pages))
+
+    async def curate_library(self, request: pb.CurateLibraryRequest) -> pb.CurateLibraryResponse:
+        await self._transfers.store_uses()
+        return await upkeep.curate(self._store, request, self._ports.clock_ns())
+
+    async def verify_library(self, request: pb.VerifyLibraryRequest) -> pb.VerifyLibraryResponse:
+        return await upkeep.verify(self._store, self._blobs, self._ports.verifier, request)
+
     # ---- what its process does now and then ----
 
     async def drain(self, publish: Callable[[OutboxEvent], Awaitable[None]]) -> int:
-        """See `Store.drain`."""
+        """See `Store.drain`. Uses of kernels counted since are stored first."""
+        await self._transfers.store_uses()
         return await self._store.drain(publish)
 
     async def wait(self, after_revision: int, timeout_s: float) -> int:

@@ -1,21 +1,24 @@
 """What one transaction of the library can read. No decision is made here."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import BigInteger, Column, Row, Select, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from esper.api.common.v1.artifact_pb2 import ArtifactManifest
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.errors import Conflict
 from esper.urza import schema
-from esper.urza.codec import Candidate, FileEntry, Scope
+from esper.urza.codec import Candidate, FileEntry, InterfaceKey
 from esper.urza.events import Event, OutboxEvent
 from esper.urza.ledger import Entry, Head
 from esper.urza.port import StoredReport
+
+# Values in one query's IN; databases have a limit.
+_IN = 500
 
 
 class Reader:
@@ -50,6 +53,37 @@ class Reader:
         column = schema.blueprints.c.blueprint_id
         found = {row[0] for row in await self._all(select(column).where(column.in_(blueprint_ids)))}
         return sorted(set(blueprint_ids) - found)
+
+    async def revisions(self, blueprint_ids: Collection[str]) -> dict[str, int]:
+        """Of those blueprints that are here."""
+        table = schema.blueprints
+        query = select(table.c.blueprint_id, table.c.revision).where(table.c.blueprint_id.in_(blueprint_ids))
+        return {row.blueprint_id: row.revision for row in await self._all(query)}
+
+    async def blueprints_at(self, revisions: Collection[int], *, newest: bool) -> list[tuple[int, pb.Blueprint]]:
+        """Blueprints by the revision that created each; newest or oldest first."""
+        table = schema.blueprints
+        order = table.c.revision.desc() if newest else table.c.revision
+        query = select(table.c.revision, table.c.record).where(table.c.revision.in_(revisions)).order_by(order)
+        return [(row.revision, pb.Blueprint.FromString(row.record)) for row in await self._all(query)]
+
+    async def kin(self, revisions: Sequence[int], *, down: bool) -> list[int]:
+        """Children, or parents, of blueprints; all by revision, each once."""
+        here, there = _edge(down)
+        found: dict[int, None] = {}
+        for start in range(0, len(revisions), _IN):
+            query = select(there).where(here.in_(revisions[start : start + _IN]))
+            found.update(dict.fromkeys(row[0] for row in await self._all(query)))
+        return list(found)
+
+    async def closure(self, revision: int, *, down: bool) -> set[str]:
+        """Ids of a blueprint and of all its descendants, or ancestors."""
+        here, there = _edge(down)
+        reached = select(literal(revision, BigInteger).label("revision")).cte(recursive=True)
+        reached = reached.union(select(there).where(here == reached.c.revision))
+        table = schema.blueprints
+        query = select(table.c.blueprint_id).join(reached, table.c.revision == reached.c.revision)
+        return {row[0] for row in await self._all(query)}
 
     async def blueprints(self, status: int, family: str, before: int, limit: int) -> list[tuple[int, pb.Blueprint]]:
         """Newest first, created before revision `before` (0: from the newest), with that revision."""
@@ -91,34 +125,84 @@ class Reader:
         column = schema.kernel_files.c.digest
         return {row[0] for row in await self._all(select(column).where(column.in_(digests)).distinct())}
 
-    async def candidates(self, scope: Scope) -> list[tuple[Candidate, bytes]]:
-        """Kernels in scope with their records, unparsed: only those that are ranked first get parsed."""
-        table, key = schema.kernels, scope.interface
+    async def changed_kernels(self, key: InterfaceKey, after: int, limit: int) -> list[tuple[int, Candidate]]:
+        """Kernels for an interface that changed after a revision, in order, with the revision of it."""
+        table = schema.kernels
         query = select(  # in the order `_candidate` reads, which is faster by place than by name
+            table.c.changed,
             table.c.artifact_id,
+            table.c.status,
+            table.c.target,
+            table.c.blueprint_id,
             table.c.parameter_count,
             table.c.forward_us_p50,
             table.c.peak_bytes,
+            table.c.interest,
+            table.c.risk,
             table.c.tags_json,
-            table.c.record,
         ).where(
             table.c.kind == key.kind,
             table.c.channels == key.channels,
             table.c.element_type == key.element_type,
             table.c.causal == key.causal,
-            table.c.status == scope.status,
+            table.c.changed > after,
         )
-        if scope.target:
-            query = query.where(table.c.target == scope.target)
-        if scope.blueprint_id:
-            query = query.where(table.c.blueprint_id == scope.blueprint_id)
-        return [(_candidate(row), row.record) for row in await self._all(query)]
+        rows: Sequence[Sequence[Any]] = await self._all(query.order_by(table.c.changed).limit(limit))
+        return [(row[0], _candidate([*row[1:10], _tags(row[10])])) for row in rows]
+
+    async def kernel_records(self, artifact_ids: Collection[str]) -> dict[str, bytes]:
+        """Records, unparsed, of those kernels that are here."""
+        table = schema.kernels
+        query = select(table.c.artifact_id, table.c.record).where(table.c.artifact_id.in_(artifact_ids))
+        return {row.artifact_id: row.record for row in await self._all(query)}
+
+    async def kernels(self, status: int, blueprint_id: str, before: int, limit: int) -> list[tuple[int, pb.Kernel]]:
+        """Newest first, created before revision `before` (0: from the newest), with that revision."""
+        table = schema.kernels
+        query = select(table.c.revision, table.c.record).order_by(table.c.revision.desc()).limit(limit)
+        if before:
+            query = query.where(table.c.revision < before)
+        if blueprint_id:
+            query = query.where(table.c.blueprint_id == blueprint_id)
+        if status:
+            query = query.where(table.c.status == status)
+        else:
+            query = query.where(table.c.status != pb.KERNEL_STATUS_ARCHIVED)
+        return [(row.revision, pb.Kernel.FromString(row.record)) for row in await self._all(query)]
 
     async def alias(self, alias: str) -> str:
         """What it points at; empty for one nobody set."""
         table = schema.aliases
         row = await self._one(select(table.c.target_name).where(table.c.alias == alias))
         return "" if row is None else str(row.target_name)
+
+    async def aliases(self, after: str, limit: int) -> list[tuple[str, str]]:
+        """By name, after one, each with what it points at."""
+        table = schema.aliases
+        query = select(table).where(table.c.alias > after).order_by(table.c.alias).limit(limit)
+        return [(row.alias, row.target_name) for row in await self._all(query)]
+
+    async def uses(self) -> dict[str, tuple[int, int]]:
+        """Of each kernel that was used: how often, and when last, in nanoseconds since 1970."""
+        table = schema.kernel_uses
+        return {row.artifact_id: (row.uses, row.last_used_ns) for row in await self._all(select(table))}
+
+    async def edges(self) -> dict[int, set[int]]:
+        """The whole lineage: a child's revision, those of its parents."""
+        found: dict[int, set[int]] = {}
+        for row in await self._all(select(schema.lineage)):
+            found.setdefault(row.child, set()).add(row.parent)
+        return found
+
+    async def rows(self, table_name: str) -> AsyncIterator[dict[str, Any]]:
+        """Every row of a table, by its key."""
+        table = schema.metadata.tables[table_name]
+        (key,) = table.primary_key
+        query, last = select(table).order_by(key).limit(_IN), ""
+        while found := await self._all(query.where(key > last)):
+            for row in found:
+                yield dict(row._mapping)
+            last = found[-1]._mapping[key.name]
 
     async def report(self, name: str) -> StoredReport | None:
         table = schema.reports
@@ -164,8 +248,14 @@ class Reader:
         return row
 
 
-def _candidate(row: Sequence[Any]) -> Candidate:
-    return Candidate(row[0], row[1], row[2], row[3], _tags(row[4]))
+def _edge(down: bool) -> tuple[Column[int], Column[int]]:
+    """The lineage's columns: where a step starts and where it leads."""
+    columns = schema.lineage.c
+    return (columns.parent, columns.child) if down else (columns.child, columns.parent)
+
+
+def _candidate(cells: list[Any]) -> Candidate:
+    return Candidate(*cells)
 
 
 @lru_cache(maxsize=4096)

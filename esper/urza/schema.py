@@ -2,7 +2,7 @@
 
 A record is kept as its canonical protobuf bytes; the columns beside it are copies made to
 be found by. `revision` of a row is the change that created it, so ordering by it is
-ordering by age and no clock is asked.
+ordering by age and no clock is asked; a kernel's `changed` is its latest change.
 """
 
 from sqlalchemy import (
@@ -19,7 +19,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 _DIGEST = String(64)
@@ -46,12 +46,22 @@ blueprints = Table(
     Index("blueprints_by_family", "family", "revision"),
 )
 
+# Blueprints by their revisions: a parent's is lower than its child's.
+lineage = Table(
+    "lineage",
+    metadata,
+    Column("child", BigInteger, primary_key=True, autoincrement=False),
+    Column("parent", BigInteger, primary_key=True, autoincrement=False),
+    Index("lineage_by_parent", "parent", "child"),
+)
+
 # `manifest` is last: a row's long bytes lie on pages that a search does not touch.
 kernels = Table(
     "kernels",
     metadata,
     Column("artifact_id", _DIGEST, primary_key=True),
     Column("revision", BigInteger, nullable=False, unique=True),
+    Column("changed", BigInteger, nullable=False),
     Column("blueprint_id", _DIGEST, nullable=False),
     Column("kind", Integer, nullable=False),
     Column("channels", Integer, nullable=False),
@@ -62,11 +72,23 @@ kernels = Table(
     Column("parameter_count", BigInteger, nullable=False),
     Column("forward_us_p50", Float(53), nullable=False),
     Column("peak_bytes", BigInteger, nullable=False),
+    Column("interest", Float(53), nullable=False),
+    Column("risk", Float(53), nullable=False),
     Column("tags_json", Text, nullable=False),
     Column("record", LargeBinary, nullable=False),
     Column("manifest", LargeBinary, nullable=False),
-    Index("kernels_by_interface", "kind", "channels", "element_type", "causal", "status", "target"),
+    Index("kernels_by_interface", "kind", "channels", "element_type", "causal", "changed"),
     Index("kernels_by_blueprint", "blueprint_id", "status"),
+    Index("kernels_by_status", "status", "revision"),
+)
+
+# Kept apart from the kernels: a use is no change of the library, and has no revision.
+kernel_uses = Table(
+    "kernel_uses",
+    metadata,
+    Column("artifact_id", _DIGEST, primary_key=True),
+    Column("uses", BigInteger, nullable=False),
+    Column("last_used_ns", BigInteger, nullable=False),
 )
 
 # In the order the body lists them; the index tells whether a blob is anybody's.

@@ -1,23 +1,29 @@
 """Which of the kernels for an interface come first, and why. Pure.
 
-The store has filtered by interface, target, status and blueprint. Here, in order: tags
-that must and must not be there, limits, then the score. Each preferred tag counts 1;
-speed, size and memory together count at most 1, as shares of the best admitted kernel:
+In order: status, target and blueprints; tags that must and must not be there; limits; then
+the score. Each preferred tag counts 1; speed, size and memory together count at most 1, as
+shares of the best admitted kernel:
 
     score = preferred tags it has
           + 0.5 * fastest / its forward time
           + 0.3 * (1 + fewest parameters) / (1 + its parameters)
           + 0.2 * lowest peak / its peak bytes
+          + interest weight of the request * its interest
 
 What was not measured adds nothing, and is not within any limit. Ties go to the lower
-artifact id, so equal libraries give equal answers.
+artifact id, so equal libraries give equal answers. Every kernel of the interface is looked
+at, column by column, so the cost is bounded by their number alone and not by what is asked.
 """
 
-import heapq
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
-from esper.urza.codec import Candidate, Wish
+import numpy as np
+import numpy.typing as npt
+
+from esper.urza.codec import Scope, Wish
+from esper.urza.columns import Columns, Mask, Readings
 
 SPEED_WEIGHT, SIZE_WEIGHT, MEMORY_WEIGHT = 0.5, 0.3, 0.2
 
@@ -40,46 +46,91 @@ class _Best:
     peak_bytes: int
 
 
-def rank(candidates: Iterable[Candidate], wish: Wish) -> list[Ranked]:
-    """The best `wish.limit` of those that satisfy `wish`, best first."""
-    admitted = [one for one in candidates if _admitted(one, wish)]
+def rank(table: Columns, scope: Scope, wish: Wish, families: Collection[Collection[str]] = ()) -> list[Ranked]:
+    """The best `wish.limit` of those in `scope` that satisfy `wish`, best first.
+
+    Each of `families` is a set of blueprint ids; a kernel's blueprint must be in all of them.
+    """
+    rows = np.flatnonzero(_in_scope(table, scope, families) & _admitted(table, wish))
+    if not len(rows):
+        return []
     best = _Best(
-        forward_us=_lowest(one.forward_us_p50 for one in admitted),
-        parameters=min((one.parameter_count for one in admitted), default=0),
-        peak_bytes=int(_lowest(one.peak_bytes for one in admitted)),
+        forward_us=_lowest(table["forward_us_p50"][rows]),
+        parameters=int(table["parameter_count"][rows].min()),
+        peak_bytes=int(_lowest(table["peak_bytes"][rows])),
     )
-    scored = ((_score(one, wish, best), one) for one in admitted)
-    first = heapq.nsmallest(wish.limit, scored, key=lambda pair: (-pair[0], pair[1].artifact_id))
-    return [Ranked(one.artifact_id, score, _reason(one, wish, best)) for score, one in first]
+    scores = _scores(table, rows, wish, best)
+    first = _highest(scores, wish.limit)
+    places = zip(table.readings(rows[first]), scores[first].tolist(), strict=True)
+    return [Ranked(one.artifact_id, score, _reason(one, wish, best)) for one, score in places]
 
 
-def _admitted(one: Candidate, wish: Wish) -> bool:
-    return (
-        wish.required_tags <= one.tags
-        and not (wish.excluded_tags & one.tags)
-        and (not wish.max_parameters or one.parameter_count <= wish.max_parameters)
-        and _within(one.forward_us_p50, wish.max_forward_us)
-        and _within(one.peak_bytes, wish.max_peak_bytes)
-    )
+def _in_scope(table: Columns, scope: Scope, families: Collection[Collection[str]]) -> Mask:
+    found: Mask = table["status"] == scope.status
+    if scope.target:
+        found &= table["target"] == scope.target
+    if scope.blueprint_id:
+        found &= table.of_blueprints({scope.blueprint_id})
+    for family in families:
+        found &= table.of_blueprints(family)
+    return found
 
 
-def _within(reading: float, limit: float) -> bool:
-    return not limit or 0 < reading <= limit
+def _admitted(table: Columns, wish: Wish) -> Mask:
+    found = np.ones(len(table), bool)
+    for figure, limit in (
+        ("forward_us_p50", wish.max_forward_us),
+        ("peak_bytes", wish.max_peak_bytes),
+        ("risk", wish.max_risk),
+    ):
+        if limit:
+            found &= (table[figure] > 0) & (table[figure] <= limit)
+    if wish.max_parameters:
+        found &= table["parameter_count"] <= wish.max_parameters
+    if wish.min_interest:
+        found &= table["interest"] >= wish.min_interest
+    if wish.required_tags or wish.excluded_tags:
+        fit = table.tags.counts(wish.required_tags) == len(wish.required_tags)
+        fit &= table.tags.counts(wish.excluded_tags) == 0
+        found &= fit[table["tag_set"]]
+    return found
 
 
-def _lowest(readings: Iterable[float]) -> float:
-    return min((reading for reading in readings if reading > 0), default=0.0)
+def _lowest(readings: npt.NDArray[Any]) -> float:
+    measured = readings[readings > 0]
+    return float(measured.min()) if len(measured) else 0.0
 
 
-def _score(one: Candidate, wish: Wish, best: _Best) -> float:
-    speed = best.forward_us / one.forward_us_p50 if one.forward_us_p50 > 0 else 0.0
-    size = (1 + best.parameters) / (1 + one.parameter_count)
-    memory = best.peak_bytes / one.peak_bytes if one.peak_bytes > 0 else 0.0
-    figures = SPEED_WEIGHT * speed + SIZE_WEIGHT * size + MEMORY_WEIGHT * memory
-    return len(wish.preferred_tags & one.tags) + figures
+def _scores(table: Columns, rows: npt.NDArray[np.intp], wish: Wish, best: _Best) -> npt.NDArray[np.float64]:
+    speed = _share(best.forward_us, table["forward_us_p50"][rows])
+    size = (1.0 + best.parameters) / (1.0 + table["parameter_count"][rows])
+    memory = _share(best.peak_bytes, table["peak_bytes"][rows])
+    scores: npt.NDArray[np.float64] = SPEED_WEIGHT * speed + SIZE_WEIGHT * size + MEMORY_WEIGHT * memory
+    if wish.preferred_tags:
+        scores += table.tags.counts(wish.preferred_tags)[table["tag_set"][rows]]
+    if wish.interest_weight:
+        scores += wish.interest_weight * table["interest"][rows]
+    return scores
 
 
-def _reason(one: Candidate, wish: Wish, best: _Best) -> str:
+def _share(best: float, readings: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Of the best in each reading; 0 for what was not measured."""
+    shares = np.zeros(len(readings))
+    np.divide(best, readings, out=shares, where=readings > 0)
+    return shares
+
+
+def _highest(scores: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.intp]:
+    """Places of the highest scores, highest first; of equal ones the earlier, which has the lower id."""
+    places = np.arange(len(scores))
+    if limit < len(scores):
+        last = np.partition(scores, len(scores) - limit)[len(scores) - limit]
+        above, level = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+        places = np.concatenate([above, level[: limit - len(above)]])
+    return places[np.lexsort((places, -scores[places]))]
+
+
+def _reason(one: Readings, wish: Wish, best: _Best) -> str:
     parts = []
     if wish.preferred_tags:
         has = sorted(wish.preferred_tags & one.tags)
@@ -91,4 +142,8 @@ def _reason(one: Candidate, wish: Wish, best: _Best) -> str:
         parts.append("forward time not measured")
     parts.append(f"{one.parameter_count} parameters, fewest {best.parameters}")
     parts.append(f"peak {one.peak_bytes} bytes" if one.peak_bytes > 0 else "peak not measured")
+    if wish.interest_weight:
+        parts.append(f"interest {one.interest:.2g}")
+    if wish.max_risk:
+        parts.append(f"risk {one.risk:.2g}, at most {wish.max_risk:.2g}")
     return "; ".join(parts)

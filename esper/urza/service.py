@@ -83,6 +83,12 @@ class LibraryServicer(pb_grpc.LibraryServiceServicer):
     async def GetKernel(self, request: pb.GetKernelRequest, context: Context) -> pb.GetKernelResponse:
         return await self._library.get_kernel(request)
 
+    async def ListKernels(self, request: pb.ListKernelsRequest, context: Context) -> pb.ListKernelsResponse:
+        return await self._library.list_kernels(request)
+
+    async def GetLineage(self, request: pb.GetLineageRequest, context: Context) -> pb.GetLineageResponse:
+        return await self._library.get_lineage(request)
+
     async def DownloadKernel(
         self, request: pb.DownloadKernelRequest, context: Context
     ) -> AsyncIterator[pb.DownloadKernelResponse]:
@@ -117,6 +123,15 @@ class LibraryServicer(pb_grpc.LibraryServiceServicer):
 
     async def GetAlias(self, request: pb.GetAliasRequest, context: Context) -> pb.GetAliasResponse:
         return await self._library.get_alias(request)
+
+    async def ListAliases(self, request: pb.ListAliasesRequest, context: Context) -> pb.ListAliasesResponse:
+        return await self._library.list_aliases(request)
+
+    async def CurateLibrary(self, request: pb.CurateLibraryRequest, context: Context) -> pb.CurateLibraryResponse:
+        return await self._library.curate_library(request)
+
+    async def VerifyLibrary(self, request: pb.VerifyLibraryRequest, context: Context) -> pb.VerifyLibraryResponse:
+        return await self._library.verify_library(request)
 
     async def WatchLibrary(
         self, request: pb.WatchLibraryRequest, context: Context

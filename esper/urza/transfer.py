@@ -33,6 +33,8 @@ class Transfers:
         self._store = store
         self._blobs = blobs
         self._ports = ports
+        # Uses not yet in the store: how many, and when the last was.
+        self._uses: dict[str, tuple[int, int]] = {}
 
     async def receive(self, manifest: pb.KernelManifest, files: AsyncIterator[FilePiece]) -> pb.CreateKernelResponse:
         """See `Library.create_kernel`. A repeated request leaves its files unread."""
@@ -52,7 +54,11 @@ class Transfers:
         """See `Library.download_kernel`."""
 
         async def look_up(reader: Reader) -> tuple[ArtifactManifest, dict[str, FileEntry]]:
-            kernels.need_sendable(await kernels.need(reader, request.artifact_id))
+            kernel = await kernels.need(reader, request.artifact_id)
+            kernels.need_sendable(kernel)
+            if kernel.status == pb.KERNEL_STATUS_VALIDATED:  # before that, it is fetched to be evaluated
+                used = self._uses.get(kernel.artifact_id, (0, 0))[0]
+                self._uses[kernel.artifact_id] = (used + 1, self._ports.clock_ns())
             return await reader.manifest(request.artifact_id), await reader.files(request.artifact_id)
 
         manifest, files = await self._store.read(look_up)
@@ -61,6 +67,12 @@ class Transfers:
         except Corrupt as error:
             raise await self._quarantine(request.artifact_id, "manifest", error) from error
         return manifest, self._outgoing(request.artifact_id, files)
+
+    async def store_uses(self) -> None:
+        """Add the uses since the last call to the store's, in one transaction; a crash loses what was not."""
+        uses, self._uses = self._uses, {}
+        if uses:
+            await self._store.write(lambda tx: tx.add_uses(uses))
 
     def _checked_body(self, manifest: ArtifactManifest) -> KernelBody:
         """The id, then the signature, then what the body says: before a byte of a file is taken."""

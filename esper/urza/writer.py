@@ -69,14 +69,11 @@ class Writer(Reader):
             await self._insert(schema.requests, request_id=request_id, key=key, reply=reply, time_ns=time_ns)
 
     async def add_blueprint(self, blueprint: pb.Blueprint) -> None:
-        await self._insert(
-            schema.blueprints,
-            blueprint_id=blueprint.blueprint_id,
-            revision=self.next_revision,
-            status=blueprint.status,
-            family=blueprint.family,
-            record=blueprint.SerializeToString(deterministic=True),
-        )
+        await self._insert(schema.blueprints, **blueprint_row(blueprint, self.next_revision))
+        parents = await self.revisions(blueprint.parent_ids)
+        if parents:
+            rows = [{"child": self.next_revision, "parent": parent} for parent in parents.values()]
+            await self._connection.execute(insert(schema.lineage), rows)
 
     async def update_blueprint(self, blueprint: pb.Blueprint) -> None:
         table = schema.blueprints
@@ -98,8 +95,19 @@ class Writer(Reader):
     async def update_kernel(self, kernel: pb.Kernel, manifest: ArtifactManifest) -> None:
         table = schema.kernels
         await self._connection.execute(
-            update(table).where(table.c.artifact_id == kernel.artifact_id).values(**_kernel_columns(kernel, manifest))
+            update(table)
+            .where(table.c.artifact_id == kernel.artifact_id)
+            .values(**_kernel_columns(kernel, manifest, self.next_revision))
         )
+
+    async def add_uses(self, uses: Mapping[str, tuple[int, int]]) -> None:
+        """Count uses of kernels: how many more, and when the last was. No change of the library, no revision."""
+        table = schema.kernel_uses
+        for artifact_id, (count, last_used_ns) in uses.items():
+            mine = table.c.artifact_id == artifact_id
+            added = {"uses": table.c.uses + count, "last_used_ns": last_used_ns}
+            if not (await self._connection.execute(update(table).where(mine).values(**added))).rowcount:
+                await self._insert(table, artifact_id=artifact_id, uses=count, last_used_ns=last_used_ns)
 
     async def point_alias(self, alias: str, target_name: str, *, existed: bool) -> None:
         table = schema.aliases
@@ -135,6 +143,17 @@ class Writer(Reader):
         await self._connection.execute(insert(table).values(**values))
 
 
+def blueprint_row(blueprint: pb.Blueprint, revision: int) -> dict[str, object]:
+    """A blueprint's row as it is created at `revision`."""
+    return {
+        "blueprint_id": blueprint.blueprint_id,
+        "revision": revision,
+        "status": blueprint.status,
+        "family": blueprint.family,
+        "record": blueprint.SerializeToString(deterministic=True),
+    }
+
+
 def kernel_row(kernel: pb.Kernel, manifest: ArtifactManifest, revision: int) -> dict[str, object]:
     """A kernel's row as it is created at `revision`."""
     key = read_interface(kernel.interface)
@@ -148,16 +167,19 @@ def kernel_row(kernel: pb.Kernel, manifest: ArtifactManifest, revision: int) -> 
         "causal": key.causal,
         "target": kernel.target,
         "parameter_count": kernel.parameter_count,
-        **_kernel_columns(kernel, manifest),
+        **_kernel_columns(kernel, manifest, revision),
     }
 
 
-def _kernel_columns(kernel: pb.Kernel, manifest: ArtifactManifest) -> dict[str, object]:
+def _kernel_columns(kernel: pb.Kernel, manifest: ArtifactManifest, revision: int) -> dict[str, object]:
     """The columns a new status may change."""
     return {
+        "changed": revision,
         "status": kernel.status,
         "forward_us_p50": kernel.forward_us_p50,
         "peak_bytes": kernel.peak_bytes,
+        "interest": kernel.interest,
+        "risk": kernel.risk,
         "tags_json": canonical_json(list(kernel.tags)),
         "record": kernel.SerializeToString(deterministic=True),
         "manifest": manifest.SerializeToString(deterministic=True),

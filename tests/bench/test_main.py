@@ -18,6 +18,7 @@ NAMES = {
     "disturb",
     "dormant",
     "growth",
+    "library",
     "load",
     "ops",
     "recovery",

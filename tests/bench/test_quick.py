@@ -108,6 +108,14 @@ def test_compat():
     assert all(row.met for row in found.values())
 
 
+def test_library():
+    found = rows("library")
+    metrics = {metric for _, metric in found}
+    assert metrics == {"p50_ms", "p99_ms", "first_ms"}
+    assert all(row.target == (20.0 if metric == "p99_ms" else None) for (_, metric), row in found.items())
+    assert all(row.value > 0 for row in found.values())
+
+
 def test_verdict():
     metrics = {metric for case, metric in rows("verdict") if case == "tabular"}
     assert metrics >= {"grafts", "worthless", "nominal_false_keep_rate", "ablation_threshold", "twin_gain_median"}

@@ -8,7 +8,21 @@ import sys
 
 import pytest
 
-COMMANDS = ("demo", "train", "up", "serve", "runs", "show", "export", "rebuild", "seed", "pause", "resume", "explain")
+COMMANDS = (
+    "demo",
+    "train",
+    "up",
+    "serve",
+    "runs",
+    "show",
+    "export",
+    "rebuild",
+    "seed",
+    "pause",
+    "resume",
+    "explain",
+    "library",
+)
 
 
 @pytest.fixture
@@ -51,6 +65,8 @@ def test_no_command_and_an_unknown_one_list_what_there_is(refused):
         (("serve",), ("component",)),
         (("seed", "water", "run"), ("water", "germinate", "cull", "release", "list")),
         (("seed", "cull", "run"), ("seed",)),
+        (("library", "lend"), ("lend", "list", "search", "show", "lineage", "aliases", "verify", "curate")),
+        (("library", "search", "map3d", "8"), ("map3d", "map2d")),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -144,6 +160,8 @@ def test_a_service_alone_says_what_it_needs(refused, arguments, words):
         ("pause", "run"),
         ("resume", "run"),
         ("explain", "run/1/1"),
+        ("library", "list"),
+        ("library", "verify"),
     ],
     ids=" ".join,
 )

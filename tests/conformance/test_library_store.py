@@ -23,7 +23,7 @@ from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact.keys import TrustRoots
 from esper.errors import Conflict, PreconditionFailed
 from esper.urza.blobs import closing
-from esper.urza.codec import FileEntry, InterfaceKey, Scope
+from esper.urza.codec import FileEntry, InterfaceKey
 from esper.urza.events import Event
 from esper.urza.port import StoredReport
 from esper.urza.reader import Reader
@@ -106,7 +106,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 ID = "{:064x}".format
 SITE = Interface(kind=4, channels=8, element_type=1)
-SCOPE = Scope(InterfaceKey(4, 8, 1, False), target=0, status=pb.KERNEL_STATUS_PENDING_BENCHMARKING, blueprint_id="")
+SITE_KEY = InterfaceKey(4, 8, 1, False)
 
 
 async def ask(store: Store, what: str, *args: Any) -> Any:
@@ -237,27 +237,53 @@ async def test_blueprints_are_listed_newest_first_by_status_and_family(store: St
     assert await ask(store, "missing_blueprints", [ID(1), ID(7), ID(5)]) == [ID(5), ID(7)]
 
 
-async def test_kernels_are_found_by_interface_status_target_and_blueprint(store: Store) -> None:
+async def test_kernels_of_an_interface_are_read_as_they_change(store: Store) -> None:
     other = Interface(kind=4, channels=16, element_type=1)
     await add(store, kernel(1), kernel(2, target=2), kernel(3, interface=other), kernel(4, blueprint_id=ID(9)))
-    await tell(store, "update_kernel", kernel(1, status=pb.KERNEL_STATUS_VALIDATED, tags=["c"]), ArtifactManifest())
 
-    async def found(**fields: Any) -> list[int]:
-        scope = Scope(**({name: getattr(SCOPE, name) for name in Scope.__slots__} | fields))
-        return sorted(int(candidate.artifact_id, 16) for candidate, _ in await ask(store, "candidates", scope))
+    async def changed(after: int = 0, limit: int = 10, key: InterfaceKey = SITE_KEY) -> list[tuple[int, int]]:
+        rows = await ask(store, "changed_kernels", key, after, limit)
+        return [(revision, int(candidate.artifact_id, 16)) for revision, candidate in rows]
 
-    assert await found() == [2, 4]
-    assert await found(target=2) == [2]
-    assert await found(blueprint_id=ID(9)) == [4]
-    assert await found(status=pb.KERNEL_STATUS_VALIDATED) == [1]
-    assert await found(interface=InterfaceKey(4, 16, 1, False)) == [3]
-    assert await found(interface=InterfaceKey(4, 8, 1, True)) == []
-    validated = Scope(SCOPE.interface, 0, pb.KERNEL_STATUS_VALIDATED, "")
-    ((candidate, record),) = await ask(store, "candidates", validated)
-    assert candidate.tags == {"c"}
-    assert pb.Kernel.FromString(record).tags == ["c"]
+    assert await changed() == [(1, 1), (2, 2), (4, 4)]
+    assert await changed(after=1, limit=1) == [(2, 2)]
+    assert await changed(key=InterfaceKey(4, 16, 1, False)) == [(3, 3)]
+    assert await changed(key=InterfaceKey(4, 8, 1, True)) == []
+    moved = kernel(1, status=pb.KERNEL_STATUS_VALIDATED, tags=["c"], interest=0.5, risk=0.25)
+    await tell(store, "update_kernel", moved, ArtifactManifest())
+    assert await changed() == [(2, 2), (4, 4), (5, 1)]
+    ((_, candidate),) = await ask(store, "changed_kernels", SITE_KEY, 4, 10)
+    assert (candidate.status, candidate.tags) == (pb.KERNEL_STATUS_VALIDATED, {"c"})
+    assert (candidate.interest, candidate.risk, candidate.target, candidate.blueprint_id) == (0.5, 0.25, 1, ID(0))
+    records = await ask(store, "kernel_records", [ID(1), ID(7)])
+    assert [pb.Kernel.FromString(record) for record in records.values()] == [moved]
     assert await ask(store, "has_kernel", ID(0), pb.KERNEL_STATUS_VALIDATED)
     assert not await ask(store, "has_kernel", ID(9), pb.KERNEL_STATUS_VALIDATED)
+
+
+async def test_kernels_are_listed_newest_first_by_status_and_blueprint(store: Store) -> None:
+    archived = kernel(3, status=pb.KERNEL_STATUS_ARCHIVED)
+    await add(store, kernel(1), kernel(2, blueprint_id=ID(9)), archived, kernel(4))
+
+    async def listed(status: int = 0, blueprint_id: str = "", before: int = 0) -> list[int]:
+        return [int(one.artifact_id, 16) for _, one in await ask(store, "kernels", status, blueprint_id, before, 10)]
+
+    assert await listed() == [4, 2, 1]
+    assert await listed(status=pb.KERNEL_STATUS_ARCHIVED) == [3]
+    assert await listed(blueprint_id=ID(9)) == [2]
+    assert await listed(before=4) == [2, 1]
+
+
+async def test_a_lineage_is_walked_both_ways(store: Store) -> None:
+    await add(store, blueprint(1), blueprint(2, parent_ids=[ID(1)]), blueprint(3, parent_ids=[ID(1), ID(2), ID(1)]))
+    await add(store, blueprint(4), blueprint(5, parent_ids=[ID(3), ID(4)]))
+    assert await ask(store, "revisions", [ID(5), ID(6)]) == {ID(5): 5}
+    for down, start, kin, closure in ((True, 1, [2, 3], [1, 2, 3, 5]), (False, 5, [3, 4], [1, 2, 3, 4, 5])):
+        assert sorted(await store.read(lambda r, s=start, d=down: r.kin([s], down=d))) == kin
+        found = await store.read(lambda r, s=start, d=down: r.closure(s, down=d))
+        assert sorted(int(one, 16) for one in found) == closure
+    found = await store.read(lambda r: r.blueprints_at([2, 5], newest=True))
+    assert [revision for revision, _ in found] == [5, 2]
 
 
 async def test_files_tell_which_blobs_are_somebodys(store: Store) -> None:
@@ -301,7 +327,7 @@ async def test_another_schema_version_is_refused_with_the_remedy(url: str) -> No
     store = await Store.open(url)
     await store.write(lambda tx: tx._connection.execute(text("UPDATE meta SET schema_version = 7")))
     await store.close()
-    with pytest.raises(PreconditionFailed, match=r"schema version 7, this Esper reads 1; run the Esper that wrote"):
+    with pytest.raises(PreconditionFailed, match=r"schema version 7, this Esper reads 2; run the Esper that wrote"):
         await Store.open(url)
 
 

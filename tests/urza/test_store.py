@@ -91,8 +91,8 @@ async def test_a_folder_that_is_not_there_is_unavailable(tmp_path: Path) -> None
 
 
 async def test_tables_of_another_version_are_refused(path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores.schema, "SCHEMA_VERSION", 2)
-    with pytest.raises(PreconditionFailed, match="schema version 1, this Esper reads 2"):
+    monkeypatch.setattr(stores.schema, "SCHEMA_VERSION", 7)
+    with pytest.raises(PreconditionFailed, match="schema version 2, this Esper reads 7"):
         await Store.open(f"sqlite+aiosqlite:///{path}")
 
 

@@ -100,6 +100,30 @@ KERNEL_STATUS_QUARANTINED: KernelStatus.ValueType  # 6
 """Its bytes or its behaviour are in doubt; not handed out."""
 global___KernelStatus = KernelStatus
 
+class _LineageDirection:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _LineageDirectionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_LineageDirection.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    LINEAGE_DIRECTION_UNSPECIFIED: _LineageDirection.ValueType  # 0
+    """Stands for ANCESTORS."""
+    LINEAGE_DIRECTION_ANCESTORS: _LineageDirection.ValueType  # 1
+    """From a blueprint to what it was derived from."""
+    LINEAGE_DIRECTION_DESCENDANTS: _LineageDirection.ValueType  # 2
+    """From a blueprint to what was derived from it."""
+
+class LineageDirection(_LineageDirection, metaclass=_LineageDirectionEnumTypeWrapper):
+    """Which way a lineage is walked."""
+
+LINEAGE_DIRECTION_UNSPECIFIED: LineageDirection.ValueType  # 0
+"""Stands for ANCESTORS."""
+LINEAGE_DIRECTION_ANCESTORS: LineageDirection.ValueType  # 1
+"""From a blueprint to what it was derived from."""
+LINEAGE_DIRECTION_DESCENDANTS: LineageDirection.ValueType  # 2
+"""From a blueprint to what was derived from it."""
+global___LineageDirection = LineageDirection
+
 @typing.final
 class Blueprint(google.protobuf.message.Message):
     """One blueprint."""
@@ -184,6 +208,8 @@ class Kernel(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     TITLE_FIELD_NUMBER: builtins.int
     FAMILY_FIELD_NUMBER: builtins.int
+    INTEREST_FIELD_NUMBER: builtins.int
+    RISK_FIELD_NUMBER: builtins.int
     artifact_id: builtins.str
     """sha256 of the artifact's body, in hexadecimal."""
     blueprint_id: builtins.str
@@ -212,6 +238,10 @@ class Kernel(google.protobuf.message.Message):
     """Blueprint title and family, repeated here for lists."""
     family: builtins.str
     """Family of the blueprint."""
+    interest: builtins.float
+    """How much is to be learned from using it, 0 to 1. 0: not judged."""
+    risk: builtins.float
+    """Estimated probability that it fails in the field, 0 to 1. 0: not estimated."""
     @property
     def interface(self) -> esper.api.common.v1.interface_pb2.Interface:
         """What it was compiled for."""
@@ -244,9 +274,11 @@ class Kernel(google.protobuf.message.Message):
         size_bytes: builtins.int = ...,
         title: builtins.str = ...,
         family: builtins.str = ...,
+        interest: builtins.float = ...,
+        risk: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["create_time", b"create_time", "interface", b"interface"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "create_time", b"create_time", "family", b"family", "forward_flops_per_position", b"forward_flops_per_position", "forward_us_p50", b"forward_us_p50", "interface", b"interface", "parameter_count", b"parameter_count", "peak_bytes", b"peak_bytes", "pipeline", b"pipeline", "report_name", b"report_name", "size_bytes", b"size_bytes", "status", b"status", "status_reason", b"status_reason", "tags", b"tags", "target", b"target", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "create_time", b"create_time", "family", b"family", "forward_flops_per_position", b"forward_flops_per_position", "forward_us_p50", b"forward_us_p50", "interest", b"interest", "interface", b"interface", "parameter_count", b"parameter_count", "peak_bytes", b"peak_bytes", "pipeline", b"pipeline", "report_name", b"report_name", "risk", b"risk", "size_bytes", b"size_bytes", "status", b"status", "status_reason", b"status_reason", "tags", b"tags", "target", b"target", "title", b"title"]) -> None: ...
 
 global___Kernel = Kernel
 
@@ -628,6 +660,68 @@ class GetKernelResponse(google.protobuf.message.Message):
 global___GetKernelResponse = GetKernelResponse
 
 @typing.final
+class ListKernelsRequest(google.protobuf.message.Message):
+    """Which kernels."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    BLUEPRINT_ID_FIELD_NUMBER: builtins.int
+    status: global___KernelStatus.ValueType
+    """Only this status. UNSPECIFIED: all but ARCHIVED."""
+    blueprint_id: builtins.str
+    """Only kernels of this blueprint. Empty: all."""
+    @property
+    def page(self) -> esper.api.common.v1.resource_pb2.PageRequest:
+        """Which page."""
+
+    def __init__(
+        self,
+        *,
+        page: esper.api.common.v1.resource_pb2.PageRequest | None = ...,
+        status: global___KernelStatus.ValueType = ...,
+        blueprint_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["page", b"page"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "page", b"page", "status", b"status"]) -> None: ...
+
+global___ListKernelsRequest = ListKernelsRequest
+
+@typing.final
+class ListKernelsResponse(google.protobuf.message.Message):
+    """A page of kernels."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
+    PAGE_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
+        """Store position."""
+
+    @property
+    def kernels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Kernel]:
+        """Newest first."""
+
+    @property
+    def page(self) -> esper.api.common.v1.resource_pb2.PageReply:
+        """Where the next page starts."""
+
+    def __init__(
+        self,
+        *,
+        header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
+        kernels: collections.abc.Iterable[global___Kernel] | None = ...,
+        page: esper.api.common.v1.resource_pb2.PageReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "page", b"page"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "kernels", b"kernels", "page", b"page"]) -> None: ...
+
+global___ListKernelsResponse = ListKernelsResponse
+
+@typing.final
 class DownloadKernelRequest(google.protobuf.message.Message):
     """Names one kernel."""
 
@@ -690,6 +784,11 @@ class SearchKernelsRequest(google.protobuf.message.Message):
     MAX_PEAK_BYTES_FIELD_NUMBER: builtins.int
     BLUEPRINT_ID_FIELD_NUMBER: builtins.int
     LIMIT_FIELD_NUMBER: builtins.int
+    MAX_RISK_FIELD_NUMBER: builtins.int
+    MIN_INTEREST_FIELD_NUMBER: builtins.int
+    INTEREST_WEIGHT_FIELD_NUMBER: builtins.int
+    DESCENDS_FROM_BLUEPRINT_ID_FIELD_NUMBER: builtins.int
+    ANCESTOR_OF_BLUEPRINT_ID_FIELD_NUMBER: builtins.int
     target: esper.api.common.v1.resource_pb2.Target.ValueType
     """Where it must run. UNSPECIFIED: anywhere."""
     status: global___KernelStatus.ValueType
@@ -704,6 +803,16 @@ class SearchKernelsRequest(google.protobuf.message.Message):
     """Only kernels of this blueprint. Empty: any."""
     limit: builtins.int
     """Most results. 0 stands for 20; at most 1,000."""
+    max_risk: builtins.float
+    """Highest risk, 0 to 1. 0: no limit."""
+    min_interest: builtins.float
+    """Least interest, 0 to 1. 0: no limit."""
+    interest_weight: builtins.float
+    """What full interest adds to the score, 0 to 1; a preferred tag adds 1. 0: interest does not rank."""
+    descends_from_blueprint_id: builtins.str
+    """Only kernels of this blueprint or of one derived from it, at any depth. Empty: any."""
+    ancestor_of_blueprint_id: builtins.str
+    """Only kernels of this blueprint or of one it was derived from, at any depth. Empty: any."""
     @property
     def interface(self) -> esper.api.common.v1.interface_pb2.Interface:
         """What the site offers; only kernels for exactly this are returned."""
@@ -734,9 +843,14 @@ class SearchKernelsRequest(google.protobuf.message.Message):
         max_peak_bytes: builtins.int = ...,
         blueprint_id: builtins.str = ...,
         limit: builtins.int = ...,
+        max_risk: builtins.float = ...,
+        min_interest: builtins.float = ...,
+        interest_weight: builtins.float = ...,
+        descends_from_blueprint_id: builtins.str = ...,
+        ancestor_of_blueprint_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["interface", b"interface"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "excluded_tags", b"excluded_tags", "interface", b"interface", "limit", b"limit", "max_forward_us", b"max_forward_us", "max_parameters", b"max_parameters", "max_peak_bytes", b"max_peak_bytes", "preferred_tags", b"preferred_tags", "required_tags", b"required_tags", "status", b"status", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ancestor_of_blueprint_id", b"ancestor_of_blueprint_id", "blueprint_id", b"blueprint_id", "descends_from_blueprint_id", b"descends_from_blueprint_id", "excluded_tags", b"excluded_tags", "interest_weight", b"interest_weight", "interface", b"interface", "limit", b"limit", "max_forward_us", b"max_forward_us", "max_parameters", b"max_parameters", "max_peak_bytes", b"max_peak_bytes", "max_risk", b"max_risk", "min_interest", b"min_interest", "preferred_tags", b"preferred_tags", "required_tags", b"required_tags", "status", b"status", "target", b"target"]) -> None: ...
 
 global___SearchKernelsRequest = SearchKernelsRequest
 
@@ -811,6 +925,8 @@ class SetKernelStatusRequest(google.protobuf.message.Message):
     FORWARD_US_P50_FIELD_NUMBER: builtins.int
     PEAK_BYTES_FIELD_NUMBER: builtins.int
     REPORT_NAME_FIELD_NUMBER: builtins.int
+    INTEREST_FIELD_NUMBER: builtins.int
+    RISK_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The same id sent again returns the first reply."""
     artifact_id: builtins.str
@@ -825,6 +941,10 @@ class SetKernelStatusRequest(google.protobuf.message.Message):
     """Peak bytes. 0: leave as it is."""
     report_name: builtins.str
     """"reports/<id>". Empty: leave as it is."""
+    interest: builtins.float
+    """Interest, 0 to 1. 0: leave as it is."""
+    risk: builtins.float
+    """Risk, 0 to 1. 0: leave as it is."""
     @property
     def attestation(self) -> esper.api.common.v1.artifact_pb2.Attestation:
         """Statement to add; needed for VALIDATED."""
@@ -845,9 +965,11 @@ class SetKernelStatusRequest(google.protobuf.message.Message):
         forward_us_p50: builtins.float = ...,
         peak_bytes: builtins.int = ...,
         report_name: builtins.str = ...,
+        interest: builtins.float = ...,
+        risk: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["attestation", b"attestation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "attestation", b"attestation", "forward_us_p50", b"forward_us_p50", "peak_bytes", b"peak_bytes", "reason", b"reason", "report_name", b"report_name", "request_id", b"request_id", "status", b"status", "tags", b"tags"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "attestation", b"attestation", "forward_us_p50", b"forward_us_p50", "interest", b"interest", "peak_bytes", b"peak_bytes", "reason", b"reason", "report_name", b"report_name", "request_id", b"request_id", "risk", b"risk", "status", b"status", "tags", b"tags"]) -> None: ...
 
 global___SetKernelStatusRequest = SetKernelStatusRequest
 
@@ -1142,6 +1264,385 @@ class GetAliasResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["header", b"header", "target_name", b"target_name"]) -> None: ...
 
 global___GetAliasResponse = GetAliasResponse
+
+@typing.final
+class ListAliasesRequest(google.protobuf.message.Message):
+    """Which aliases."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_FIELD_NUMBER: builtins.int
+    @property
+    def page(self) -> esper.api.common.v1.resource_pb2.PageRequest:
+        """Which page."""
+
+    def __init__(
+        self,
+        *,
+        page: esper.api.common.v1.resource_pb2.PageRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["page", b"page"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["page", b"page"]) -> None: ...
+
+global___ListAliasesRequest = ListAliasesRequest
+
+@typing.final
+class AliasEntry(google.protobuf.message.Message):
+    """One alias and what it points at."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: builtins.int
+    TARGET_NAME_FIELD_NUMBER: builtins.int
+    alias: builtins.str
+    """The alias."""
+    target_name: builtins.str
+    """"blueprints/<id>" or "kernels/<id>"."""
+    def __init__(
+        self,
+        *,
+        alias: builtins.str = ...,
+        target_name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["alias", b"alias", "target_name", b"target_name"]) -> None: ...
+
+global___AliasEntry = AliasEntry
+
+@typing.final
+class ListAliasesResponse(google.protobuf.message.Message):
+    """A page of aliases."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    ALIASES_FIELD_NUMBER: builtins.int
+    PAGE_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
+        """Store position."""
+
+    @property
+    def aliases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AliasEntry]:
+        """By name."""
+
+    @property
+    def page(self) -> esper.api.common.v1.resource_pb2.PageReply:
+        """Where the next page starts."""
+
+    def __init__(
+        self,
+        *,
+        header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
+        aliases: collections.abc.Iterable[global___AliasEntry] | None = ...,
+        page: esper.api.common.v1.resource_pb2.PageReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "page", b"page"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["aliases", b"aliases", "header", b"header", "page", b"page"]) -> None: ...
+
+global___ListAliasesResponse = ListAliasesResponse
+
+@typing.final
+class GetLineageRequest(google.protobuf.message.Message):
+    """Which part of the lineage graph."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_FIELD_NUMBER: builtins.int
+    BLUEPRINT_ID_FIELD_NUMBER: builtins.int
+    DIRECTION_FIELD_NUMBER: builtins.int
+    MAX_DEPTH_FIELD_NUMBER: builtins.int
+    COMMON_WITH_BLUEPRINT_ID_FIELD_NUMBER: builtins.int
+    blueprint_id: builtins.str
+    """Where to start; it is not in the reply itself."""
+    direction: global___LineageDirection.ValueType
+    """Which way."""
+    max_depth: builtins.int
+    """Most generations from the start. 0: all."""
+    common_with_blueprint_id: builtins.str
+    """Only what is an ancestor of this blueprint too. Each of the two counts as its own ancestor
+    then. Empty: no such condition. Only with ANCESTORS.
+    """
+    @property
+    def page(self) -> esper.api.common.v1.resource_pb2.PageRequest:
+        """Which page."""
+
+    def __init__(
+        self,
+        *,
+        page: esper.api.common.v1.resource_pb2.PageRequest | None = ...,
+        blueprint_id: builtins.str = ...,
+        direction: global___LineageDirection.ValueType = ...,
+        max_depth: builtins.int = ...,
+        common_with_blueprint_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["page", b"page"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "common_with_blueprint_id", b"common_with_blueprint_id", "direction", b"direction", "max_depth", b"max_depth", "page", b"page"]) -> None: ...
+
+global___GetLineageRequest = GetLineageRequest
+
+@typing.final
+class LineageEntry(google.protobuf.message.Message):
+    """One blueprint of a lineage, without its graph."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLUEPRINT_ID_FIELD_NUMBER: builtins.int
+    DEPTH_FIELD_NUMBER: builtins.int
+    PARENT_IDS_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    FAMILY_FIELD_NUMBER: builtins.int
+    AUTHOR_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    blueprint_id: builtins.str
+    """Its id."""
+    depth: builtins.int
+    """Fewest generations from the start; 0 for the start itself."""
+    title: builtins.str
+    """Its title."""
+    family: builtins.str
+    """Its family."""
+    author: builtins.str
+    """Its author."""
+    status: global___BlueprintStatus.ValueType
+    """Where it stands."""
+    @property
+    def parent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What it was derived from."""
+
+    def __init__(
+        self,
+        *,
+        blueprint_id: builtins.str = ...,
+        depth: builtins.int = ...,
+        parent_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        title: builtins.str = ...,
+        family: builtins.str = ...,
+        author: builtins.str = ...,
+        status: global___BlueprintStatus.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "blueprint_id", b"blueprint_id", "depth", b"depth", "family", b"family", "parent_ids", b"parent_ids", "status", b"status", "title", b"title"]) -> None: ...
+
+global___LineageEntry = LineageEntry
+
+@typing.final
+class GetLineageResponse(google.protobuf.message.Message):
+    """A page of a lineage."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    PAGE_FIELD_NUMBER: builtins.int
+    @property
+    def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
+        """Store position."""
+
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LineageEntry]:
+        """Ancestors newest first, descendants oldest first: nearer the start never after its own kin
+        beyond it.
+        """
+
+    @property
+    def page(self) -> esper.api.common.v1.resource_pb2.PageReply:
+        """Where the next page starts."""
+
+    def __init__(
+        self,
+        *,
+        header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
+        entries: collections.abc.Iterable[global___LineageEntry] | None = ...,
+        page: esper.api.common.v1.resource_pb2.PageReply | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "page", b"page"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries", "header", b"header", "page", b"page"]) -> None: ...
+
+global___GetLineageResponse = GetLineageResponse
+
+@typing.final
+class CurationPolicy(google.protobuf.message.Message):
+    """What to keep and what to archive."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDLE_DAYS_FIELD_NUMBER: builtins.int
+    WORKHORSE_USES_FIELD_NUMBER: builtins.int
+    PROTECTED_ARTIFACT_IDS_FIELD_NUMBER: builtins.int
+    MAX_TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    idle_days: builtins.int
+    """Days without a use after which a kernel counts as unused. 0 stands for 30."""
+    workhorse_uses: builtins.int
+    """Uses from which a kernel is a workhorse and never archived. 0 stands for 100."""
+    max_total_bytes: builtins.int
+    """Most bytes of all kernels that are not ARCHIVED; beyond it those with the fewest uses for
+    their size are archived. 0: no limit.
+    """
+    @property
+    def protected_artifact_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Kernels never archived, besides workhorses and what an alias points at."""
+
+    def __init__(
+        self,
+        *,
+        idle_days: builtins.int = ...,
+        workhorse_uses: builtins.int = ...,
+        protected_artifact_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        max_total_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["idle_days", b"idle_days", "max_total_bytes", b"max_total_bytes", "protected_artifact_ids", b"protected_artifact_ids", "workhorse_uses", b"workhorse_uses"]) -> None: ...
+
+global___CurationPolicy = CurationPolicy
+
+@typing.final
+class CurateLibraryRequest(google.protobuf.message.Message):
+    """A policy to apply."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    dry_run: builtins.bool
+    """True: say what would be done, change nothing."""
+    @property
+    def policy(self) -> global___CurationPolicy:
+        """The policy. Unset: its defaults."""
+
+    def __init__(
+        self,
+        *,
+        policy: global___CurationPolicy | None = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "policy", b"policy"]) -> None: ...
+
+global___CurateLibraryRequest = CurateLibraryRequest
+
+@typing.final
+class CurationAction(google.protobuf.message.Message):
+    """One kernel a policy archives."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACT_ID_FIELD_NUMBER: builtins.int
+    PREVIOUS_STATUS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    artifact_id: builtins.str
+    """Which kernel."""
+    previous_status: global___KernelStatus.ValueType
+    """Where it stood."""
+    reason: builtins.str
+    """Why, in one line."""
+    title: builtins.str
+    """Title of its blueprint."""
+    size_bytes: builtins.int
+    """Total bytes of its files."""
+    def __init__(
+        self,
+        *,
+        artifact_id: builtins.str = ...,
+        previous_status: global___KernelStatus.ValueType = ...,
+        reason: builtins.str = ...,
+        title: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "previous_status", b"previous_status", "reason", b"reason", "size_bytes", b"size_bytes", "title", b"title"]) -> None: ...
+
+global___CurationAction = CurationAction
+
+@typing.final
+class CurateLibraryResponse(google.protobuf.message.Message):
+    """What a policy did, or would do."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    ACTIONS_FIELD_NUMBER: builtins.int
+    KERNELS_FIELD_NUMBER: builtins.int
+    PROTECTED_KERNELS_FIELD_NUMBER: builtins.int
+    kernels: builtins.int
+    """Kernels that were looked at."""
+    protected_kernels: builtins.int
+    """Of those, kernels that no policy may archive."""
+    @property
+    def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
+        """Store position."""
+
+    @property
+    def actions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CurationAction]:
+        """What was archived; with `dry_run`, what would be."""
+
+    def __init__(
+        self,
+        *,
+        header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
+        actions: collections.abc.Iterable[global___CurationAction] | None = ...,
+        kernels: builtins.int = ...,
+        protected_kernels: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["actions", b"actions", "header", b"header", "kernels", b"kernels", "protected_kernels", b"protected_kernels"]) -> None: ...
+
+global___CurateLibraryResponse = CurateLibraryResponse
+
+@typing.final
+class VerifyLibraryRequest(google.protobuf.message.Message):
+    """What to check."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SKIP_BLOBS_FIELD_NUMBER: builtins.int
+    skip_blobs: builtins.bool
+    """True: leave the blobs' bytes unread."""
+    def __init__(
+        self,
+        *,
+        skip_blobs: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["skip_blobs", b"skip_blobs"]) -> None: ...
+
+global___VerifyLibraryRequest = VerifyLibraryRequest
+
+@typing.final
+class VerifyLibraryResponse(google.protobuf.message.Message):
+    """What was checked and what is wrong."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    PROBLEMS_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    BLOBS_FIELD_NUMBER: builtins.int
+    entries: builtins.int
+    """Ledger entries checked."""
+    rows: builtins.int
+    """Blueprints, kernels, aliases and reports checked."""
+    blobs: builtins.int
+    """Blobs whose bytes were read."""
+    @property
+    def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
+        """Store position."""
+
+    @property
+    def problems(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """One line each, the thing and what is wrong with it; at most 1,000. Empty: all is well."""
+
+    def __init__(
+        self,
+        *,
+        header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
+        problems: collections.abc.Iterable[builtins.str] | None = ...,
+        entries: builtins.int = ...,
+        rows: builtins.int = ...,
+        blobs: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blobs", b"blobs", "entries", b"entries", "header", b"header", "problems", b"problems", "rows", b"rows"]) -> None: ...
+
+global___VerifyLibraryResponse = VerifyLibraryResponse
 
 @typing.final
 class WatchLibraryRequest(google.protobuf.message.Message):

@@ -68,6 +68,11 @@ class LibraryServiceStub(object):
                 request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetKernelRequest.SerializeToString,
                 response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetKernelResponse.FromString,
                 _registered_method=True)
+        self.ListKernels = channel.unary_unary(
+                '/esper.api.urza.v1.LibraryService/ListKernels',
+                request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListKernelsRequest.SerializeToString,
+                response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListKernelsResponse.FromString,
+                _registered_method=True)
         self.DownloadKernel = channel.unary_stream(
                 '/esper.api.urza.v1.LibraryService/DownloadKernel',
                 request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.DownloadKernelRequest.SerializeToString,
@@ -107,6 +112,26 @@ class LibraryServiceStub(object):
                 '/esper.api.urza.v1.LibraryService/GetAlias',
                 request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetAliasRequest.SerializeToString,
                 response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/esper.api.urza.v1.LibraryService/ListAliases',
+                request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
+        self.GetLineage = channel.unary_unary(
+                '/esper.api.urza.v1.LibraryService/GetLineage',
+                request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetLineageRequest.SerializeToString,
+                response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetLineageResponse.FromString,
+                _registered_method=True)
+        self.CurateLibrary = channel.unary_unary(
+                '/esper.api.urza.v1.LibraryService/CurateLibrary',
+                request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.CurateLibraryRequest.SerializeToString,
+                response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.CurateLibraryResponse.FromString,
+                _registered_method=True)
+        self.VerifyLibrary = channel.unary_unary(
+                '/esper.api.urza.v1.LibraryService/VerifyLibrary',
+                request_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.VerifyLibraryRequest.SerializeToString,
+                response_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.VerifyLibraryResponse.FromString,
                 _registered_method=True)
         self.WatchLibrary = channel.unary_stream(
                 '/esper.api.urza.v1.LibraryService/WatchLibrary',
@@ -188,8 +213,17 @@ class LibraryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListKernels(self, request, context):
+        """Lists kernels, newest first, e.g. those that are QUARANTINED.
+
+        INVALID_ARGUMENT: a bad page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadKernel(self, request, context):
-        """Sends a kernel's files.
+        """Sends a kernel's files. Of a VALIDATED kernel it counts as one use.
 
         Stream out: MANIFEST (HEADER DATA*)+.
         NOT_FOUND: no such kernel. FAILED_PRECONDITION: it is quarantined. DATA_LOSS: stored
@@ -203,7 +237,7 @@ class LibraryServiceServicer(object):
         """Finds kernels by interface first, then status, tags and limits; best first, each
         with the reason for its place.
 
-        INVALID_ARGUMENT: no interface.
+        INVALID_ARGUMENT: no interface. NOT_FOUND: a lineage is asked for whose blueprint is not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,6 +299,41 @@ class LibraryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAliases(self, request, context):
+        """Lists aliases by name.
+
+        INVALID_ARGUMENT: a bad page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLineage(self, request, context):
+        """Returns what a blueprint was derived from, or what was derived from it.
+
+        NOT_FOUND: no such blueprint. INVALID_ARGUMENT: a bad page token, or common ancestors are
+        asked for with DESCENDANTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CurateLibrary(self, request, context):
+        """Moves kernels to ARCHIVED by a policy, or says which it would move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyLibrary(self, request, context):
+        """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
+        What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+        as at any reading; nothing else is changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchLibrary(self, request, context):
         """Replays changes after a revision, then sends live ones.
 
@@ -317,6 +386,11 @@ def add_LibraryServiceServicer_to_server(servicer, server):
                     request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetKernelRequest.FromString,
                     response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetKernelResponse.SerializeToString,
             ),
+            'ListKernels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKernels,
+                    request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListKernelsRequest.FromString,
+                    response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListKernelsResponse.SerializeToString,
+            ),
             'DownloadKernel': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadKernel,
                     request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.DownloadKernelRequest.FromString,
@@ -356,6 +430,26 @@ def add_LibraryServiceServicer_to_server(servicer, server):
                     servicer.GetAlias,
                     request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetAliasRequest.FromString,
                     response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetAliasResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListAliasesRequest.FromString,
+                    response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListAliasesResponse.SerializeToString,
+            ),
+            'GetLineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLineage,
+                    request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetLineageRequest.FromString,
+                    response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetLineageResponse.SerializeToString,
+            ),
+            'CurateLibrary': grpc.unary_unary_rpc_method_handler(
+                    servicer.CurateLibrary,
+                    request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.CurateLibraryRequest.FromString,
+                    response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.CurateLibraryResponse.SerializeToString,
+            ),
+            'VerifyLibrary': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyLibrary,
+                    request_deserializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.VerifyLibraryRequest.FromString,
+                    response_serializer=esper_dot_api_dot_urza_dot_v1_dot_library__pb2.VerifyLibraryResponse.SerializeToString,
             ),
             'WatchLibrary': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchLibrary,
@@ -534,6 +628,33 @@ class LibraryService(object):
             '/esper.api.urza.v1.LibraryService/GetKernel',
             esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetKernelRequest.SerializeToString,
             esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetKernelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKernels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esper.api.urza.v1.LibraryService/ListKernels',
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListKernelsRequest.SerializeToString,
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListKernelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -750,6 +871,114 @@ class LibraryService(object):
             '/esper.api.urza.v1.LibraryService/GetAlias',
             esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetAliasRequest.SerializeToString,
             esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esper.api.urza.v1.LibraryService/ListAliases',
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListAliasesRequest.SerializeToString,
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.ListAliasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esper.api.urza.v1.LibraryService/GetLineage',
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetLineageRequest.SerializeToString,
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.GetLineageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CurateLibrary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esper.api.urza.v1.LibraryService/CurateLibrary',
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.CurateLibraryRequest.SerializeToString,
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.CurateLibraryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyLibrary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esper.api.urza.v1.LibraryService/VerifyLibrary',
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.VerifyLibraryRequest.SerializeToString,
+            esper_dot_api_dot_urza_dot_v1_dot_library__pb2.VerifyLibraryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -86,11 +86,20 @@ class LibraryServiceStub:
     NOT_FOUND: no such kernel.
     """
 
+    ListKernels: grpc.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.ListKernelsRequest,
+        esper.api.urza.v1.library_pb2.ListKernelsResponse,
+    ]
+    """Lists kernels, newest first, e.g. those that are QUARANTINED.
+
+    INVALID_ARGUMENT: a bad page token.
+    """
+
     DownloadKernel: grpc.UnaryStreamMultiCallable[
         esper.api.urza.v1.library_pb2.DownloadKernelRequest,
         esper.api.urza.v1.library_pb2.DownloadKernelResponse,
     ]
-    """Sends a kernel's files.
+    """Sends a kernel's files. Of a VALIDATED kernel it counts as one use.
 
     Stream out: MANIFEST (HEADER DATA*)+.
     NOT_FOUND: no such kernel. FAILED_PRECONDITION: it is quarantined. DATA_LOSS: stored
@@ -104,7 +113,7 @@ class LibraryServiceStub:
     """Finds kernels by interface first, then status, tags and limits; best first, each
     with the reason for its place.
 
-    INVALID_ARGUMENT: no interface.
+    INVALID_ARGUMENT: no interface. NOT_FOUND: a lineage is asked for whose blueprint is not here.
     """
 
     SetKernelStatus: grpc.UnaryUnaryMultiCallable[
@@ -161,6 +170,40 @@ class LibraryServiceStub:
     """Resolves an alias.
 
     NOT_FOUND: no such alias.
+    """
+
+    ListAliases: grpc.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.ListAliasesRequest,
+        esper.api.urza.v1.library_pb2.ListAliasesResponse,
+    ]
+    """Lists aliases by name.
+
+    INVALID_ARGUMENT: a bad page token.
+    """
+
+    GetLineage: grpc.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.GetLineageRequest,
+        esper.api.urza.v1.library_pb2.GetLineageResponse,
+    ]
+    """Returns what a blueprint was derived from, or what was derived from it.
+
+    NOT_FOUND: no such blueprint. INVALID_ARGUMENT: a bad page token, or common ancestors are
+    asked for with DESCENDANTS.
+    """
+
+    CurateLibrary: grpc.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.CurateLibraryRequest,
+        esper.api.urza.v1.library_pb2.CurateLibraryResponse,
+    ]
+    """Moves kernels to ARCHIVED by a policy, or says which it would move."""
+
+    VerifyLibrary: grpc.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.VerifyLibraryRequest,
+        esper.api.urza.v1.library_pb2.VerifyLibraryResponse,
+    ]
+    """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
+    What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+    as at any reading; nothing else is changed.
     """
 
     WatchLibrary: grpc.UnaryStreamMultiCallable[
@@ -250,11 +293,20 @@ class LibraryServiceAsyncStub:
     NOT_FOUND: no such kernel.
     """
 
+    ListKernels: grpc.aio.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.ListKernelsRequest,
+        esper.api.urza.v1.library_pb2.ListKernelsResponse,
+    ]
+    """Lists kernels, newest first, e.g. those that are QUARANTINED.
+
+    INVALID_ARGUMENT: a bad page token.
+    """
+
     DownloadKernel: grpc.aio.UnaryStreamMultiCallable[
         esper.api.urza.v1.library_pb2.DownloadKernelRequest,
         esper.api.urza.v1.library_pb2.DownloadKernelResponse,
     ]
-    """Sends a kernel's files.
+    """Sends a kernel's files. Of a VALIDATED kernel it counts as one use.
 
     Stream out: MANIFEST (HEADER DATA*)+.
     NOT_FOUND: no such kernel. FAILED_PRECONDITION: it is quarantined. DATA_LOSS: stored
@@ -268,7 +320,7 @@ class LibraryServiceAsyncStub:
     """Finds kernels by interface first, then status, tags and limits; best first, each
     with the reason for its place.
 
-    INVALID_ARGUMENT: no interface.
+    INVALID_ARGUMENT: no interface. NOT_FOUND: a lineage is asked for whose blueprint is not here.
     """
 
     SetKernelStatus: grpc.aio.UnaryUnaryMultiCallable[
@@ -325,6 +377,40 @@ class LibraryServiceAsyncStub:
     """Resolves an alias.
 
     NOT_FOUND: no such alias.
+    """
+
+    ListAliases: grpc.aio.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.ListAliasesRequest,
+        esper.api.urza.v1.library_pb2.ListAliasesResponse,
+    ]
+    """Lists aliases by name.
+
+    INVALID_ARGUMENT: a bad page token.
+    """
+
+    GetLineage: grpc.aio.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.GetLineageRequest,
+        esper.api.urza.v1.library_pb2.GetLineageResponse,
+    ]
+    """Returns what a blueprint was derived from, or what was derived from it.
+
+    NOT_FOUND: no such blueprint. INVALID_ARGUMENT: a bad page token, or common ancestors are
+    asked for with DESCENDANTS.
+    """
+
+    CurateLibrary: grpc.aio.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.CurateLibraryRequest,
+        esper.api.urza.v1.library_pb2.CurateLibraryResponse,
+    ]
+    """Moves kernels to ARCHIVED by a policy, or says which it would move."""
+
+    VerifyLibrary: grpc.aio.UnaryUnaryMultiCallable[
+        esper.api.urza.v1.library_pb2.VerifyLibraryRequest,
+        esper.api.urza.v1.library_pb2.VerifyLibraryResponse,
+    ]
+    """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
+    What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+    as at any reading; nothing else is changed.
     """
 
     WatchLibrary: grpc.aio.UnaryStreamMultiCallable[
@@ -427,12 +513,23 @@ class LibraryServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def ListKernels(
+        self,
+        request: esper.api.urza.v1.library_pb2.ListKernelsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[esper.api.urza.v1.library_pb2.ListKernelsResponse, collections.abc.Awaitable[esper.api.urza.v1.library_pb2.ListKernelsResponse]]:
+        """Lists kernels, newest first, e.g. those that are QUARANTINED.
+
+        INVALID_ARGUMENT: a bad page token.
+        """
+
+    @abc.abstractmethod
     def DownloadKernel(
         self,
         request: esper.api.urza.v1.library_pb2.DownloadKernelRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[esper.api.urza.v1.library_pb2.DownloadKernelResponse], collections.abc.AsyncIterator[esper.api.urza.v1.library_pb2.DownloadKernelResponse]]:
-        """Sends a kernel's files.
+        """Sends a kernel's files. Of a VALIDATED kernel it counts as one use.
 
         Stream out: MANIFEST (HEADER DATA*)+.
         NOT_FOUND: no such kernel. FAILED_PRECONDITION: it is quarantined. DATA_LOSS: stored
@@ -448,7 +545,7 @@ class LibraryServiceServicer(metaclass=abc.ABCMeta):
         """Finds kernels by interface first, then status, tags and limits; best first, each
         with the reason for its place.
 
-        INVALID_ARGUMENT: no interface.
+        INVALID_ARGUMENT: no interface. NOT_FOUND: a lineage is asked for whose blueprint is not here.
         """
 
     @abc.abstractmethod
@@ -517,6 +614,48 @@ class LibraryServiceServicer(metaclass=abc.ABCMeta):
         """Resolves an alias.
 
         NOT_FOUND: no such alias.
+        """
+
+    @abc.abstractmethod
+    def ListAliases(
+        self,
+        request: esper.api.urza.v1.library_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[esper.api.urza.v1.library_pb2.ListAliasesResponse, collections.abc.Awaitable[esper.api.urza.v1.library_pb2.ListAliasesResponse]]:
+        """Lists aliases by name.
+
+        INVALID_ARGUMENT: a bad page token.
+        """
+
+    @abc.abstractmethod
+    def GetLineage(
+        self,
+        request: esper.api.urza.v1.library_pb2.GetLineageRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[esper.api.urza.v1.library_pb2.GetLineageResponse, collections.abc.Awaitable[esper.api.urza.v1.library_pb2.GetLineageResponse]]:
+        """Returns what a blueprint was derived from, or what was derived from it.
+
+        NOT_FOUND: no such blueprint. INVALID_ARGUMENT: a bad page token, or common ancestors are
+        asked for with DESCENDANTS.
+        """
+
+    @abc.abstractmethod
+    def CurateLibrary(
+        self,
+        request: esper.api.urza.v1.library_pb2.CurateLibraryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[esper.api.urza.v1.library_pb2.CurateLibraryResponse, collections.abc.Awaitable[esper.api.urza.v1.library_pb2.CurateLibraryResponse]]:
+        """Moves kernels to ARCHIVED by a policy, or says which it would move."""
+
+    @abc.abstractmethod
+    def VerifyLibrary(
+        self,
+        request: esper.api.urza.v1.library_pb2.VerifyLibraryRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[esper.api.urza.v1.library_pb2.VerifyLibraryResponse, collections.abc.Awaitable[esper.api.urza.v1.library_pb2.VerifyLibraryResponse]]:
+        """Checks the ledger's chain, every row against the ledger, and every blob against its digest.
+        What is wrong is the reply, not an error. A blob whose bytes changed is moved to quarantine,
+        as at any reading; nothing else is changed.
         """
 
     @abc.abstractmethod

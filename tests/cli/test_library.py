@@ -1,0 +1,107 @@
+"""`esper library` against a library that is served: what people read, and what a wrong name gets."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.api.urza.v1 import library_pb2 as pb
+from esper.api.urza.v1 import library_pb2_grpc as pb_grpc
+from esper.rpc.server import Server
+from esper.urza.service import LibraryServicer
+from tests.urza.fakes import add_blueprint, add_kernel, graph, identify, open_library, promotion
+
+PARENT, CHILD = identify(graph(1)), identify(graph(2))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Two blueprints, one derived from the other, a promoted kernel, a quarantined one and an alias; ids by name."""
+    ready, done, ids = threading.Event(), threading.Event(), dict[str, str]()
+
+    async def serve() -> None:
+        library = await open_library(tmp_path)
+        await add_blueprint(library, 1)
+        await add_blueprint(library, 2, parent_ids=[PARENT])
+        ids["good"], ids["bad"] = await add_kernel(library, 1), await add_kernel(library, 2)
+        await library.set_kernel_status(promotion(ids["good"], tags=["fast"], forward_us_p50=2.5))
+        doubt = pb.SetKernelStatusRequest(artifact_id=ids["bad"], status=pb.KERNEL_STATUS_QUARANTINED, reason="odd")
+        await library.set_kernel_status(doubt)
+        await library.set_alias(pb.SetAliasRequest(alias="best/one", target_name=f"kernels/{ids['good']}"))
+        server = Server(tokens=None)
+        server.mount(pb_grpc.add_LibraryServiceServicer_to_server, LibraryServicer(library))
+        port = await server.start()
+        home = tmp_path / ".esper"
+        home.mkdir()
+        (home / "token").write_text("t")
+        contact: dict[str, Any] = {"address": f"127.0.0.1:{port}", "token_file": str(home / "token"), "broker": ""}
+        (home / "runtime.json").write_text(json.dumps(contact | {"pid": os.getpid(), "version": "0"}))
+        ready.set()
+        await asyncio.to_thread(done.wait)
+        await server.stop(0)
+        await library.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(20)
+    yield ids
+    done.set()
+    thread.join()
+
+
+def test_every_verb_says_what_there_is(served, esper) -> None:
+    good, bad = served["good"], served["bad"]
+
+    def out(*arguments: str) -> str:
+        said = esper("library", *arguments)
+        assert (said.status, said.err) == (0, ""), said
+        return said.out
+
+    first, *rows = out("list").splitlines()
+    assert first.split() == ["blueprint", "status", "title", "family", "author"]
+    assert [row.split()[:2] for row in rows] == [[CHILD[:12], "UNVALIDATED"], [PARENT[:12], "UNVALIDATED"]]
+    assert "no blueprint" in out("list", "--family", "norm")
+    assert bad[:12] in (listed := out("list", "--status", "quarantined")) and good[:12] not in listed
+    assert "map2d 8 float32" in listed
+    found = out("search", "map2d", "8", "--prefer", "fast", "--descends-from", PARENT[:8])
+    assert good[:12] in found and "1 of 1 preferred tags (fast); forward 2.5 us" in found
+    assert "no kernel" in out("search", "map2d", "8", "--ancestor-of", PARENT[:8], "--exclude", "fast")
+    assert f"kernel      {good}" in out("show", "best/one")
+    assert out("show", good[:9]) == out("show", f"kernels/{good}") == out("show", "best/one")
+    shown = out("show", CHILD[:12])
+    assert f"parents     {PARENT[:12]}" in shown and bad[:12] in shown
+    assert out("lineage", CHILD[:12]).splitlines()[1].split()[:2] == ["1", PARENT[:12]]
+    assert out("lineage", PARENT[:12], "--descendants").splitlines()[1].split()[:2] == ["1", CHILD[:12]]
+    assert out("lineage", CHILD, "--common", PARENT, "--depth", "1").splitlines()[1].split()[1] == PARENT[:12]
+    assert out("lineage", PARENT[:12]).strip() == "none"
+    assert f"best/one  kernels/{good}" in out("aliases")
+    assert "0 of 2 kernels would be archived; --apply does it; 1 protected" in out("curate")
+    assert "0 of 2 kernels archived" in out("curate", "--apply", "--protect", "best/one")
+    assert "7 ledger entries, 5 rows and 3 blobs are what the ledger says" in out("verify")
+    assert "0 blobs" in out("verify", "--no-blobs")
+
+
+def test_what_is_wrong_is_named_and_ends_with_status_1(served, esper, tmp_path) -> None:
+    for arguments, words in (
+        (("show", "nothing"), ("nothing", "no such alias")),
+        (("show", "abcdef0"), ("abcdef0", "no alias, blueprint or kernel")),
+        (("lineage", served["good"][:12]), ("is a kernel",)),
+        (("lineage", PARENT, "--descendants", "--common", CHILD), ("only ancestors",)),
+        (("curate", "--protect", PARENT), ("--protect takes kernels",)),
+        (("curate", "--idle-days", "-1"), ("--idle-days must be >= 0, got -1",)),
+        (("list", "--limit", "0"), ("--limit must be 1 to 1000",)),
+        (("search", "map2d", "8", "--max-risk", "2"), ("max_risk",)),
+    ):
+        said = esper("library", *arguments)
+        assert said.status == 1 and said.out == "" and "Traceback" not in said.err, said
+        assert all(word in said.err for word in words), said.err
+    with sqlite3.connect(tmp_path / "library.db") as database:
+        database.execute("UPDATE ledger SET time_ns = 1 WHERE revision = 2")
+    said = esper("library", "verify")
+    assert said.status == 1 and "ledger: revision 2 has digest" in said.err
