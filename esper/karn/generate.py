@@ -8,6 +8,7 @@ from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.infer import Inference, infer
 from esper.blueprint.interface import Interface
 from esper.blueprint.ir import Graph
+from esper.blueprint.matching import match
 from esper.errors import InvalidBlueprint, InvalidRequest
 from esper.karn.feasible import POSITIONS, Limits, feasible
 from esper.karn.grammar import named
@@ -15,6 +16,7 @@ from esper.karn.mutate import mutate
 from esper.karn.opportunity import Found, answers
 from esper.karn.sample import Offspring, sample
 from esper.karn.splice import splice
+from esper.karn.templates import TEMPLATES
 
 MAX_DESIGNS = 64
 MOST_MOVES = 3
@@ -36,12 +38,24 @@ class Generated:
 
     @property
     def title(self) -> str:
-        return f"karn_{self.blueprint_id[:8]}"
+        """Who made it, and of which library blueprints."""
+        return f"karn_{self.blueprint_id[:8]}" + (f" of {' and '.join(self.parent_titles)}" if self.parents else "")
+
+    @property
+    def parent_titles(self) -> tuple[str, ...]:
+        """Of the library where the parent is there, else the first digits of its id."""
+        titles = {blueprint_id(template.graph): template.title for template in TEMPLATES.values()}
+        return tuple(titles.get(parent, parent[:8]) for parent in self.parents)
 
     @property
     def family(self) -> str:
         """By its most telling operator: what mixes positions first, then gates and norms, then the rest."""
         return family_of(self.graph)
+
+
+def parents_of_the_library() -> dict[str, Graph]:
+    """The template library by blueprint id."""
+    return {blueprint_id(template.graph): template.graph for template in TEMPLATES.values()}
 
 
 def family_of(graph: Graph) -> str:
@@ -72,7 +86,7 @@ def generate(
         raise InvalidRequest(f"count is {count}; it must be 1 to {MAX_DESIGNS}")
     if found.max_parameters:
         limits = replace(limits, max_parameters=found.max_parameters)
-    fitting = {name: parents[name] for name in sorted(parents) if feasible(parents[name], found.interface, limits)[0]}
+    fitting = {name: parents[name] for name in sorted(parents) if match(parents[name], found.interface)[0]}
     fit = {k: g for k, g in fitting.items() if answers(g, found.interface, found.kind)[0]}
     known, made = {*parents, *exclude}, list[Generated]()
     refusals: dict[str, int] = {}
