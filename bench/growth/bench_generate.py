@@ -1,4 +1,4 @@
-"""Designs that Karn makes: how many are valid, compile, pass the evaluator's checks; and how many opportunities it answers.
+"""Designs that Karn makes: how many are valid, compile and pass checks, and how many opportunities they answer.
 
 Opportunities are those that `esper.karn.opportunity` finds at the sites of the compatibility architectures.
 `valid`: the forge's static check. `compiled`: built by the pipeline fast, in this process. `passed`: of a sample
@@ -19,8 +19,8 @@ from bench.flow.bench_compat import architectures
 from bench.harness import one_thread
 from bench.registry import Options
 from bench.row import Row, Target, make_row
-from esper.artifact.bundle import Artifact
 from esper.artifact.body import read_body
+from esper.artifact.bundle import Artifact
 from esper.artifact.contents import open_contents
 from esper.errors import EsperError, WrapRefused
 from esper.karn.generate import Generated, generate, parents_of_the_library
@@ -35,7 +35,7 @@ from esper.urabrask.subject import Subject, prepare
 
 NAME = "generate"
 LONG = True
-DESIGNS, CHECKED, MEASURED, RUNS = 1000, 200, 120, 15
+DESIGNS, CHECKED, MEASURED, RUNS = 1000, 1000, 240, 15
 QUICK_DESIGNS, QUICK_CHECKED, QUICK_MEASURED = 6, 2, 0
 ALL, COMPILED, PASSED, ANSWERED = (Target(limit, at_least=True) for limit in (1.0, 0.99, 0.95, 0.8))
 FASTER, CLOSE = Target(100.0), Target(0.2)
@@ -63,7 +63,9 @@ def _rows(options: Options) -> Iterator[Row]:
     sample = [one for one in artifacts if one is not None]
     sample = Random(0).sample(sample, min(len(sample), QUICK_CHECKED if quick else CHECKED))
     subjects = [_subject(one) for one in sample]
-    yield make_row(NAME, f"{len(sample)} of them", "passed", _share(list(map(passes, subjects))), "share", target=PASSED)
+    yield make_row(
+        NAME, f"{len(sample)} of them", "passed", _share(list(map(passes, subjects))), "share", target=PASSED
+    )
     opportunities_case = f"{len(found)} opportunities"
     yield make_row(NAME, opportunities_case, "answered", answered / len(found), "share", target=ANSWERED)
     yield from prediction_rows(subjects[: QUICK_MEASURED if quick else MEASURED])
@@ -95,7 +97,7 @@ def designs_for(found: Sequence[Found], count: int) -> tuple[list[tuple[Found, G
     parents, rng = parents_of_the_library(), Random(0)
     made: list[tuple[Found, Generated]] = []
     known, answered, turn = set[str](), set[int](), 0
-    while len(made) < count and turn < 4 * max(count, len(found)) or turn < len(found):
+    while (len(made) < count and turn < 4 * max(count, len(found))) or turn < len(found):
         place = turn % len(found)
         turn += 1
         designs, reason = generate(found[place], rng, parents, 1, exclude=known)

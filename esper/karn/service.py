@@ -12,7 +12,6 @@ from esper.karn.codec import read_opportunity, write_design, write_generated
 from esper.karn.generate import generate, parents_of_the_library
 from esper.karn.propose import DEFAULT_LIMIT, propose, templates
 
-
 _DEFAULT_DESIGNS = 1
 
 
