@@ -116,7 +116,8 @@ def _strength(rows: Array, wanted: Array) -> float:
 
 def _error(predicted: Array, seen: Array) -> Array:
     """|predicted / seen - 1| of two logarithms."""
-    return np.abs(np.exp(predicted - seen) - 1)
+    off: Array = np.abs(np.exp(predicted - seen) - 1)
+    return off
 
 
 def _ridge(rows: Array, wanted: Array, strength: float) -> Array:
