@@ -3,7 +3,7 @@
 The order is a prior: mean relative gain in held-out loss of grafts on small networks
 (convolutional: digits and oriented textures; tokens: a two-layer character transformer),
 each against the same run without the graft. A template that was not measured on a kind
-stands next to the measured one it resembles, and says so.
+stands next to the measured one it resembles, or behind them all, and says so.
 """
 
 from collections.abc import Set
@@ -91,7 +91,7 @@ def propose(
     if not 1 <= limit <= MAX_LIMIT:
         raise InvalidRequest(f"limit is {limit}; it must be 1 to {MAX_LIMIT}")
     offered = []
-    for rank, (title, basis) in enumerate(_PRIOR[interface.kind], start=1):
+    for rank, (title, basis) in enumerate(_order(interface.kind), start=1):
         graph = TEMPLATES[title].graph
         if blueprint_id(graph) in exclude or not match(graph, interface)[0]:
             continue
@@ -102,6 +102,13 @@ def propose(
         reason = f"prior rank {rank} on {interface.kind.value}: {basis}; {count} parameters{budget}"
         offered.append(_design(TEMPLATES[title], interface, reason))
     return offered[:limit]
+
+
+def _order(kind: Kind) -> list[tuple[str, str]]:
+    """Every template: those of the prior, then the others by title, each with what its place rests on."""
+    ranked = dict(_PRIOR[kind])
+    others = {title: f"not measured on {kind.value}; by title" for title in sorted(TEMPLATES) if title not in ranked}
+    return [*(ranked | others).items()]
 
 
 def _design(template: Template, interface: Interface, reason: str) -> Design:

@@ -1,13 +1,18 @@
 """gRPC shell of the generative architect: read, call the core, write. It keeps no store."""
 
+import asyncio
+from random import Random
 from typing import Any
 
 from esper.api.karn.v1 import architect_pb2 as pb
 from esper.api.karn.v1 import architect_pb2_grpc as pb_grpc
 from esper.blueprint.codec import read_interface
 from esper.errors import InvalidRequest
-from esper.karn.codec import write_design
+from esper.karn.codec import read_opportunity, write_design, write_generated
+from esper.karn.generate import generate, parents_of_the_library
 from esper.karn.propose import DEFAULT_LIMIT, propose, templates
+
+_DEFAULT_DESIGNS = 1
 
 
 class ArchitectServicer(pb_grpc.ArchitectServiceServicer):
@@ -25,3 +30,13 @@ class ArchitectServicer(pb_grpc.ArchitectServiceServicer):
         interface = read_interface(request.interface)
         designs = propose(interface, request.max_parameters, request.limit or DEFAULT_LIMIT)
         return pb.ProposeBlueprintsResponse(designs=[write_design(design) for design in designs])
+
+    async def GenerateBlueprints(
+        self, request: pb.GenerateBlueprintsRequest, context: Any
+    ) -> pb.GenerateBlueprintsResponse:
+        found, rng = read_opportunity(request), Random(request.seed)
+        exclude, limit = set(request.excluded_blueprint_ids), request.limit or _DEFAULT_DESIGNS
+        # arithmetic for up to a few seconds: not on the loop that serves the others
+        made, reason = await asyncio.to_thread(generate, found, rng, parents_of_the_library(), limit, exclude)
+        made.sort(key=lambda design: design.family not in request.preferred_tags)
+        return pb.GenerateBlueprintsResponse(designs=[write_generated(one) for one in made], reason=reason)

@@ -1,12 +1,7 @@
 """The template library: blueprints as data, each from a published building block.
 
-All are zero at birth: the last operator with parameters has them zero, so g(h) = 0
-exactly, and gradient reaches that operator at once and everything before it from the
-first update on (residual branches started at zero: Goyal et al. 2017,
-arXiv:1706.02677, sec. 5.1; Zhang et al. 2019, arXiv:1901.09321).
+The first nine are here, written out; the families of library_gates.py and library_positional.py use parts.py.
 """
-
-from dataclasses import dataclass
 
 from esper.blueprint.ir import (
     CHANNELS,
@@ -18,23 +13,11 @@ from esper.blueprint.ir import (
     Node,
     Parameter,
     constant,
-    of_channels,
 )
+from esper.karn import library_gates, library_positional
+from esper.karn.parts import FOUR, HALF, QUARTER, QUARTER_OF_AT_LEAST_4, Template
 
-_HALF = of_channels(divide=2)
-_QUARTER = of_channels(divide=4)
-_QUARTER_OF_AT_LEAST_4 = of_channels(divide=4, minimum=4)
-_FOUR = of_channels(multiply=4)
-
-
-@dataclass(frozen=True, slots=True)
-class Template:
-    """One library blueprint. `family` groups templates for priors and bandits."""
-
-    title: str
-    family: str
-    source: str
-    graph: Graph
+__all__ = ["TEMPLATES", "Template"]
 
 
 def _matrix(name: str, out: Dimension, fan_in: Dimension, initialiser: Initialiser) -> Parameter:
@@ -96,12 +79,12 @@ def _convolution(width: int, groups: str, activation: str) -> Graph:
 def _low_rank() -> Graph:
     return Graph(
         nodes=(
-            _linear("down", INPUT, _QUARTER, "down_weight"),
+            _linear("down", INPUT, QUARTER, "down_weight"),
             _linear("up", "down", CHANNELS, "up_weight"),
         ),
         parameters=(
-            _matrix("down_weight", _QUARTER, CHANNELS, Initialiser.LECUN_UNIFORM),
-            _matrix("up_weight", CHANNELS, _QUARTER, Initialiser.ZEROS),
+            _matrix("down_weight", QUARTER, CHANNELS, Initialiser.LECUN_UNIFORM),
+            _matrix("up_weight", CHANNELS, QUARTER, Initialiser.ZEROS),
         ),
         output="up",
     )
@@ -112,16 +95,16 @@ def _squeeze_excitation() -> Graph:
     return Graph(
         nodes=(
             Node("squeeze", "pool_mean"),
-            _linear("reduce", "squeeze", _QUARTER_OF_AT_LEAST_4, "reduce_weight", "reduce_bias"),
+            _linear("reduce", "squeeze", QUARTER_OF_AT_LEAST_4, "reduce_weight", "reduce_bias"),
             Node("active", "relu", ("reduce",)),
             _linear("excite", "active", CHANNELS, "excite_weight", "excite_bias"),
             Node("gate", "tanh", ("excite",)),
             Node("gated", "mul", (INPUT, "gate")),
         ),
         parameters=(
-            _matrix("reduce_weight", _QUARTER_OF_AT_LEAST_4, CHANNELS, Initialiser.HE_UNIFORM),
-            _vector("reduce_bias", _QUARTER_OF_AT_LEAST_4),
-            _matrix("excite_weight", CHANNELS, _QUARTER_OF_AT_LEAST_4, Initialiser.ZEROS),
+            _matrix("reduce_weight", QUARTER_OF_AT_LEAST_4, CHANNELS, Initialiser.HE_UNIFORM),
+            _vector("reduce_bias", QUARTER_OF_AT_LEAST_4),
+            _matrix("excite_weight", CHANNELS, QUARTER_OF_AT_LEAST_4, Initialiser.ZEROS),
             _vector("excite_bias"),
         ),
         output="gated",
@@ -137,7 +120,7 @@ def _normalisation() -> Graph:
 
 
 def _single_head_attention() -> Graph:
-    width = _QUARTER_OF_AT_LEAST_4
+    width = QUARTER_OF_AT_LEAST_4
     return Graph(
         nodes=(
             Node("norm", "channel_norm", (INPUT,), ("norm_weight", "norm_bias")),
@@ -163,7 +146,7 @@ _LIBRARY = (
         "bottleneck_mlp",
         "mlp",
         "Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP, arXiv:1902.00751",
-        _mlp(_HALF, "gelu"),
+        _mlp(HALF, "gelu"),
     ),
     Template(
         "causal_depthwise",
@@ -214,8 +197,10 @@ _LIBRARY = (
         "wide_mlp",
         "mlp",
         "Vaswani et al. 2017, Attention Is All You Need, arXiv:1706.03762, sec. 3.3",
-        _mlp(_FOUR, "relu"),
+        _mlp(FOUR, "relu"),
     ),
 )
 
-TEMPLATES: dict[str, Template] = {template.title: template for template in _LIBRARY}
+TEMPLATES: dict[str, Template] = {
+    template.title: template for template in (*_LIBRARY, *library_gates.LIBRARY, *library_positional.LIBRARY)
+}

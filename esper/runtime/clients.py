@@ -102,6 +102,14 @@ class LibraryClient:
         reply: pb.GetLineageResponse = await self._stub.GetLineage(request)
         return reply
 
+    async def set_alias(self, request: pb.SetAliasRequest) -> pb.SetAliasResponse:
+        reply: pb.SetAliasResponse = await self._stub.SetAlias(request)
+        return reply
+
+    async def get_alias(self, request: pb.GetAliasRequest) -> pb.GetAliasResponse:
+        reply: pb.GetAliasResponse = await self._stub.GetAlias(request)
+        return reply
+
     async def put_report(self, report: StoredReport) -> int:
         message = pb.StoredReport(name=report.name, artifact_id=report.artifact_id, body=report.body)
         reply: pb.CreateReportResponse = await self._stub.CreateReport(pb.CreateReportRequest(report=message))

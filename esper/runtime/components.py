@@ -67,9 +67,13 @@ class Components:
         self._runner.run(self._stack.aclose())
         self._runner.close()
 
-    def make_kernels(self, interfaces: Iterable[interface_pb2.Interface]) -> None:
-        """Have every blueprint that fits an interface compiled, evaluated and, if it passes, promoted."""
+    def make_kernels(self, interfaces: Iterable[interface_pb2.Interface], seed: int) -> None:
+        """Have every blueprint in stock for an interface compiled, evaluated and, if it passes, promoted.
+
+        `seed`: the run's, from which Karn's designs are made.
+        """
         for interface in interfaces:
+            self._runner.run(self._stock.design(interface, seed))
             self._runner.run(self._stock.order(interface, self._make))
 
     def line(self, sink: RunSink, checkpoints: CheckpointStore) -> LocalLine:

@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from esper.api.common.v1 import artifact_pb2, interface_pb2
+from esper.api.common.v1 import artifact_pb2, interface_pb2, resource_pb2
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact.bundle import Artifact, verify
 from esper.artifact.folder import write_folder
 from esper.artifact.keys import TrustRoots
-from esper.blueprint.canonical import blueprint_id
-from esper.blueprint.codec import write_graph
+from esper.blueprint.codec import read_interface
 from esper.errors import NotFound
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.cache import KernelCache, folder_of
+from esper.runtime.assortment import Assortment, chosen, offer_generated, template_request
 
 
 class Supply(Protocol):
@@ -33,6 +33,7 @@ class Supply(Protocol):
     ) -> tuple[artifact_pb2.ArtifactManifest, dict[str, bytes]]: ...
 
 
+ASSORTMENT = Assortment()
 LONGEST_WAIT_S, POLL_S = 120.0, 0.2
 Submit = Callable[[Iterable[forge_pb2.BlueprintSubmitted]], Awaitable[None]]
 
@@ -40,15 +41,7 @@ Submit = Callable[[Iterable[forge_pb2.BlueprintSubmitted]], Awaitable[None]]
 async def offer_templates(library: Supply) -> None:
     """Put the template library into the central one; what is there already stays as it is."""
     for template in TEMPLATES.values():
-        request = pb.CreateBlueprintRequest(
-            request_id=f"template-{blueprint_id(template.graph)}",
-            graph=write_graph(template.graph),
-            title=template.title,
-            family=template.family,
-            author="library",
-            source=template.source,
-        )
-        await library.create_blueprint(request)
+        await library.create_blueprint(template_request(template))
 
 
 async def promoted(library: Supply, interface: interface_pb2.Interface) -> Sequence[pb.Kernel]:
@@ -57,10 +50,26 @@ async def promoted(library: Supply, interface: interface_pb2.Interface) -> Seque
     return [match.kernel for match in (await library.search_kernels(request)).matches]
 
 
-async def kernel_stock(library: Supply, interface: interface_pb2.Interface) -> tuple[Sequence[pb.Kernel], int]:
-    """Promoted kernels for an interface, and how many blueprints that fit it have no verdict yet."""
+async def in_stock(
+    library: Supply, interface: interface_pb2.Interface, limits: Assortment = ASSORTMENT
+) -> list[pb.Blueprint]:
+    """The blueprints that kernels are made of for this interface; see esper.runtime.assortment."""
+    request = pb.ListBlueprintsRequest(interface=interface, page=resource_pb2.PageRequest(size=1000))
+    fitting: list[pb.Blueprint] = []
+    while True:
+        reply = await library.list_blueprints(request)
+        fitting += reply.blueprints
+        if not reply.page.next_token:
+            return chosen(fitting, read_interface(interface), limits)
+        request.page.token = reply.page.next_token
+
+
+async def kernel_stock(
+    library: Supply, interface: interface_pb2.Interface, limits: Assortment = ASSORTMENT
+) -> tuple[Sequence[pb.Kernel], int]:
+    """Promoted kernels for an interface, and how many blueprints that are in stock for it have no verdict yet."""
     ready = await promoted(library, interface)
-    fitting = (await library.list_blueprints(pb.ListBlueprintsRequest(interface=interface))).blueprints
+    fitting = await in_stock(library, interface, limits)
     refused = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_REJECTED, limit=1000)
     judged = {kernel.blueprint_id for kernel in ready}
     judged |= {match.kernel.blueprint_id for match in (await library.search_kernels(refused)).matches}
@@ -71,7 +80,8 @@ async def kernel_stock(library: Supply, interface: interface_pb2.Interface) -> t
 class Stock:
     """Verified kernels in a folder, fetched from the library when they are first needed."""
 
-    def __init__(self, library: Supply, folder: Path, roots: TrustRoots) -> None:
+    def __init__(self, library: Supply, folder: Path, roots: TrustRoots, assortment: Assortment = ASSORTMENT) -> None:
+        self.assortment = assortment
         self.library = library
         self.folder = folder
         self.roots = roots
@@ -79,8 +89,12 @@ class Stock:
         self._ordered: set[bytes] = set()
         self._fetching: dict[str, asyncio.Lock] = {}
 
+    async def design(self, interface: interface_pb2.Interface, seed: int) -> None:
+        """Put Karn's designs for this interface and run seed into the library; to be done before `order`."""
+        await offer_generated(self.library, read_interface(interface), seed, self.assortment)
+
     async def order(self, interface: interface_pb2.Interface, submit: Submit) -> None:
-        """Have a kernel made of every blueprint that fits and has no promoted one for this interface; once."""
+        """Have a kernel made of every blueprint in stock that has no promoted one for this interface; once."""
         key = interface.SerializeToString(deterministic=True)
         if key in self._ordered:
             return
@@ -92,8 +106,7 @@ class Stock:
             raise
 
     async def _order(self, interface: interface_pb2.Interface, submit: Submit) -> None:
-        listing = pb.ListBlueprintsRequest(interface=interface)
-        blueprints = (await self.library.list_blueprints(listing)).blueprints
+        blueprints = await in_stock(self.library, interface, self.assortment)
         made = {kernel.blueprint_id for kernel in await promoted(self.library, interface)}
         await submit(
             forge_pb2.BlueprintSubmitted(
@@ -114,7 +127,7 @@ class Stock:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 for interface in interfaces:
-                    while (await kernel_stock(self.library, interface))[1]:
+                    while (await kernel_stock(self.library, interface, self.assortment))[1]:
                         await asyncio.sleep(POLL_S)
 
     async def provide(self, artifact_ids: Iterable[str]) -> None:

@@ -153,6 +153,18 @@ def test_checkpoint():
     assert found["digits", "restore_s"].value > 0
 
 
+def test_generate():
+    found = {metric: row for (_, metric), row in rows("generate").items()}
+    assert found.keys() == {"duplicates", "time_per_design", "valid", "compiled", "passed", "answered"}
+    assert found["valid"].value == found["valid"].target == 1
+    assert {metric: found[metric].target for metric in ("compiled", "passed", "answered", "duplicates")} == {
+        "compiled": 0.99,
+        "passed": 0.95,
+        "answered": 0.8,
+        "duplicates": 0,
+    }
+
+
 @pytest.mark.slow
 def test_demo_overhead():
     found = rows("demo-overhead")

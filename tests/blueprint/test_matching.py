@@ -13,8 +13,10 @@ from esper.karn.templates import TEMPLATES
 
 from .strategies import graphs, interfaces
 
+WITHOUT_POSITIONS = {"mlp", "low_rank", "norm", "scale"}  # families
+GATES = {"geglu_mlp", "glu_mlp", "highway", "swiglu_mlp"}
 TITLES = {
-    Interface(Kind.VECTOR, 8): {"bottleneck_mlp", "low_rank", "normalisation", "wide_mlp"},
+    Interface(Kind.VECTOR, 8): {t for t, one in TEMPLATES.items() if one.family in WITHOUT_POSITIONS} | GATES,
     Interface(Kind.TOKENS, 8, causal=True): set(TEMPLATES) - {"squeeze_excitation"},
     Interface(Kind.MAP1D, 8, causal=True): set(TEMPLATES) - {"squeeze_excitation"},
     Interface(Kind.TOKENS, 8): set(TEMPLATES),

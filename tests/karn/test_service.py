@@ -9,6 +9,7 @@ from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.codec import read_graph, write_interface
 from esper.blueprint.infer import infer
 from esper.blueprint.interface import Interface, Kind
+from esper.blueprint.matching import match
 from esper.errors import InvalidRequest
 from esper.karn.service import ArchitectServicer
 from esper.karn.templates import TEMPLATES
@@ -41,7 +42,9 @@ async def test_the_library_is_listed_by_title(stub):
 async def test_with_an_interface_only_what_fits_is_listed(stub):
     request = pb.ListTemplatesRequest(interface=write_interface(Interface(Kind.VECTOR, 8)))
     reply = await stub.ListTemplates(request)
-    assert [d.title for d in reply.designs] == ["bottleneck_mlp", "low_rank", "normalisation", "wide_mlp"]
+    fitting = [t for t in sorted(TEMPLATES) if match(TEMPLATES[t].graph, Interface(Kind.VECTOR, 8))[0]]
+    assert [d.title for d in reply.designs] == fitting
+    assert {"low_rank", "wide_mlp"} < set(fitting) < set(TEMPLATES)
 
 
 async def test_a_proposal_is_a_graph_with_its_own_id_and_cost(stub):
@@ -86,3 +89,46 @@ async def test_the_servicer_names_what_is_missing():
     causal = interface_pb2.Interface(kind=4, channels=8, element_type=1, causal=True)
     with pytest.raises(InvalidRequest, match="interface is causal on map2d"):
         await ArchitectServicer().ListTemplates(pb.ListTemplatesRequest(interface=causal), None)
+
+
+def asked(**fields):
+    values = {"interface": write_interface(MAP), "kind": pb.OPPORTUNITY_KIND_CAPACITY, "limit": 3} | fields
+    return pb.GenerateBlueprintsRequest(**values)
+
+
+async def test_designs_are_made_for_an_opportunity_with_their_genealogy(stub):
+    reply = await stub.GenerateBlueprints(asked(evidence="grows slowly", max_parameters=2000, seed=5))
+    assert len(reply.designs) == 3 and reply.reason == ""
+    library = {blueprint_id(template.graph) for template in TEMPLATES.values()}
+    for design in reply.designs:
+        assert design.blueprint_id == blueprint_id(read_graph(design.graph)) not in library
+        assert design.title.startswith(f"karn_{design.blueprint_id[:8]}")
+        assert 0 < design.parameter_count <= 2000
+        assert set(design.parent_ids) <= library and design.moves
+        assert "grows slowly" in design.reason
+    again = await stub.GenerateBlueprints(asked(evidence="grows slowly", max_parameters=2000, seed=5))
+    assert again == reply
+    assert await stub.GenerateBlueprints(asked(seed=6)) != reply
+
+
+async def test_preferred_families_come_first_and_what_is_excluded_does_not_come(stub):
+    plain = (await stub.GenerateBlueprints(asked(limit=8))).designs
+    last = plain[-1].family
+    reply = await stub.GenerateBlueprints(asked(limit=8, preferred_tags=[last]))
+    count = sum(design.family == last for design in plain)
+    assert [design.family for design in reply.designs[:count]] == [last] * count
+    others = await stub.GenerateBlueprints(asked(excluded_blueprint_ids=[d.blueprint_id for d in plain]))
+    assert not {d.blueprint_id for d in others.designs} & {d.blueprint_id for d in plain}
+
+
+async def test_nothing_to_make_is_a_reply_that_says_why(stub):
+    vector = write_interface(Interface(Kind.VECTOR, 8))
+    reply = await stub.GenerateBlueprints(asked(interface=vector, kind=pb.OPPORTUNITY_KIND_ATTENTION, limit=1))
+    assert not reply.designs
+    assert "0 of 1 designs" in reply.reason
+
+
+@pytest.mark.parametrize("wrong", [{"kind": 0}, {"kind": 9}, {"interface": None}, {"limit": 65}])
+async def test_a_wrong_opportunity_is_invalid(stub, wrong):
+    with pytest.raises(InvalidRequest):
+        await stub.GenerateBlueprints(asked(**wrong))

@@ -75,6 +75,10 @@ def test_every_template_says_where_it_comes_from(title):
     assert "arXiv:" in template.source
 
 
+def test_the_library_has_at_least_24_designs():
+    assert len(TEMPLATES) >= 24
+
+
 def test_no_two_templates_are_one_design():
     assert len({blueprint_id(template.graph) for template in TEMPLATES.values()}) == len(TEMPLATES)
 
@@ -89,6 +93,28 @@ SIZES = {  # parameters at 16 channels on a map with two position dimensions
     "squeeze_excitation": 2 * 4 * 16 + 4 + 16,
     "normalisation": 2 * 16,
     "single_head_attention": 2 * 16 + 4 * 4 * 16,
+    "glu_mlp": 3 * 32 * 16,
+    "swiglu_mlp": 3 * 32 * 16,
+    "geglu_mlp": 3 * 32 * 16,
+    "highway": 2 * (16 * 16 + 16),
+    "squared_relu_mlp": 2 * 32 * 16 + 32 + 16,
+    "swish_mlp": 2 * 32 * 16 + 32 + 16,
+    "prenorm_mlp": 2 * 16 + 2 * 64 * 16 + 64 + 16,
+    "layer_scale_mlp": 2 * 16 + 2 * 8 * 16 + 8 + 16 + 16,
+    "thin_adapter": 2 * 4 * 16 + 4 + 16,
+    "channel_scale": 16,
+    "inverted_bottleneck": 32 * 16 + 32 + 9 * 32 + 32 + 16 * 32 + 16,
+    "convnext": 49 * 16 + 16 + 2 * 16 + 2 * 32 * 16 + 32 + 16,
+    "conv_mixer": 81 * 16 + 16 + 2 * 16 + 16 * 16 + 16,
+    "conformer_conv": 2 * 16 + 2 * (16 * 16 + 16) + 25 * 16 + 16 + 16 * 16 + 16,
+    "two_scales": (9 + 49) * 16 + 2 * 16 + 16 * 16 + 16,
+    "bottleneck_conv": 4 * 16 + 4 + 9 * 4 * 4 + 4 + 16 * 4 + 16,
+    "preactivation_conv": 2 * 16 + 9 * 16 * 16 + 16 + 16 * 16 + 16,
+    "gated_conv": 2 * (9 * 16 + 16) + 16 * 16 + 16,
+    "large_kernel_attention": (25 + 49) * 16 + 2 * 16 + 2 * (16 * 16 + 16),
+    "spatial_gate": 49 * 16 * 4 + 4 + 4 + 1,
+    "four_head_attention": 2 * 16 + 4 * 32 * 16,
+    "gated_attention": 2 * 16 + 5 * 32 * 16,
 }
 
 

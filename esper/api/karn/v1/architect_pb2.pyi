@@ -10,10 +10,53 @@ import esper.api.common.v1.interface_pb2
 import esper.api.common.v1.resource_pb2
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _OpportunityKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _OpportunityKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OpportunityKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    OPPORTUNITY_KIND_UNSPECIFIED: _OpportunityKind.ValueType  # 0
+    """Never sent."""
+    OPPORTUNITY_KIND_ATTENTION: _OpportunityKind.ValueType  # 1
+    """Let positions see each other."""
+    OPPORTUNITY_KIND_DECOMPOSITION: _OpportunityKind.ValueType  # 2
+    """Thin products beside a wide layer."""
+    OPPORTUNITY_KIND_ACTIVATION: _OpportunityKind.ValueType  # 3
+    """Another nonlinearity."""
+    OPPORTUNITY_KIND_NORMALISATION: _OpportunityKind.ValueType  # 4
+    """A normalised branch."""
+    OPPORTUNITY_KIND_CAPACITY: _OpportunityKind.ValueType  # 5
+    """More weights."""
+
+class OpportunityKind(_OpportunityKind, metaclass=_OpportunityKindEnumTypeWrapper):
+    """What a site could be grown for."""
+
+OPPORTUNITY_KIND_UNSPECIFIED: OpportunityKind.ValueType  # 0
+"""Never sent."""
+OPPORTUNITY_KIND_ATTENTION: OpportunityKind.ValueType  # 1
+"""Let positions see each other."""
+OPPORTUNITY_KIND_DECOMPOSITION: OpportunityKind.ValueType  # 2
+"""Thin products beside a wide layer."""
+OPPORTUNITY_KIND_ACTIVATION: OpportunityKind.ValueType  # 3
+"""Another nonlinearity."""
+OPPORTUNITY_KIND_NORMALISATION: OpportunityKind.ValueType  # 4
+"""A normalised branch."""
+OPPORTUNITY_KIND_CAPACITY: OpportunityKind.ValueType  # 5
+"""More weights."""
+global___OpportunityKind = OpportunityKind
 
 @typing.final
 class Design(google.protobuf.message.Message):
@@ -29,6 +72,8 @@ class Design(google.protobuf.message.Message):
     PARAMETER_COUNT_FIELD_NUMBER: builtins.int
     FORWARD_FLOPS_PER_POSITION_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    PARENT_IDS_FIELD_NUMBER: builtins.int
+    MOVES_FIELD_NUMBER: builtins.int
     blueprint_id: builtins.str
     """sha256 of the canonical graph, in hexadecimal."""
     title: builtins.str
@@ -47,6 +92,14 @@ class Design(google.protobuf.message.Message):
     def graph(self) -> esper.api.common.v1.blueprint_pb2.Graph:
         """The graph."""
 
+    @property
+    def parent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Blueprint ids of what it was made from. Empty: it is a template, or was drawn from nothing."""
+
+    @property
+    def moves(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What was done to the parents, in order. Empty: it is a template."""
+
     def __init__(
         self,
         *,
@@ -58,9 +111,11 @@ class Design(google.protobuf.message.Message):
         parameter_count: builtins.int = ...,
         forward_flops_per_position: builtins.int = ...,
         reason: builtins.str = ...,
+        parent_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        moves: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "family", b"family", "forward_flops_per_position", b"forward_flops_per_position", "graph", b"graph", "parameter_count", b"parameter_count", "reason", b"reason", "source", b"source", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "family", b"family", "forward_flops_per_position", b"forward_flops_per_position", "graph", b"graph", "moves", b"moves", "parameter_count", b"parameter_count", "parent_ids", b"parent_ids", "reason", b"reason", "source", b"source", "title", b"title"]) -> None: ...
 
 global___Design = Design
 
@@ -173,3 +228,87 @@ class ProposeBlueprintsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["designs", b"designs", "header", b"header"]) -> None: ...
 
 global___ProposeBlueprintsResponse = ProposeBlueprintsResponse
+
+@typing.final
+class GenerateBlueprintsRequest(google.protobuf.message.Message):
+    """An opportunity, and what is wanted for it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INTERFACE_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    EVIDENCE_FIELD_NUMBER: builtins.int
+    MAX_PARAMETERS_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    EXCLUDED_BLUEPRINT_IDS_FIELD_NUMBER: builtins.int
+    PREFERRED_TAGS_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    kind: global___OpportunityKind.ValueType
+    """What for."""
+    evidence: builtins.str
+    """What speaks for it, in one line; repeated in the reasons."""
+    max_parameters: builtins.int
+    """Most parameters. 0: no limit of the request."""
+    limit: builtins.int
+    """Most designs. 0 stands for 1; at most 64."""
+    seed: builtins.int
+    """Seed of the random numbers."""
+    @property
+    def interface(self) -> esper.api.common.v1.interface_pb2.Interface:
+        """What the site offers."""
+
+    @property
+    def excluded_blueprint_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Blueprint ids not to offer."""
+
+    @property
+    def preferred_tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Families preferred, e.g. "gate": those designs come first."""
+
+    def __init__(
+        self,
+        *,
+        interface: esper.api.common.v1.interface_pb2.Interface | None = ...,
+        kind: global___OpportunityKind.ValueType = ...,
+        evidence: builtins.str = ...,
+        max_parameters: builtins.int = ...,
+        limit: builtins.int = ...,
+        excluded_blueprint_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        preferred_tags: collections.abc.Iterable[builtins.str] | None = ...,
+        seed: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["interface", b"interface"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["evidence", b"evidence", "excluded_blueprint_ids", b"excluded_blueprint_ids", "interface", b"interface", "kind", b"kind", "limit", b"limit", "max_parameters", b"max_parameters", "preferred_tags", b"preferred_tags", "seed", b"seed"]) -> None: ...
+
+global___GenerateBlueprintsRequest = GenerateBlueprintsRequest
+
+@typing.final
+class GenerateBlueprintsResponse(google.protobuf.message.Message):
+    """What was made."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    DESIGNS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """Why there are fewer than asked for. Empty: there are as many."""
+    @property
+    def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
+        """Store position."""
+
+    @property
+    def designs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Design]:
+        """Those of a preferred family first, then in the order they were made."""
+
+    def __init__(
+        self,
+        *,
+        header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
+        designs: collections.abc.Iterable[global___Design] | None = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["designs", b"designs", "header", b"header", "reason", b"reason"]) -> None: ...
+
+global___GenerateBlueprintsResponse = GenerateBlueprintsResponse

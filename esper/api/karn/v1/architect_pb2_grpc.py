@@ -45,6 +45,11 @@ class ArchitectServiceStub(object):
                 request_serializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.ProposeBlueprintsRequest.SerializeToString,
                 response_deserializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.ProposeBlueprintsResponse.FromString,
                 _registered_method=True)
+        self.GenerateBlueprints = channel.unary_unary(
+                '/esper.api.karn.v1.ArchitectService/GenerateBlueprints',
+                request_serializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.GenerateBlueprintsRequest.SerializeToString,
+                response_deserializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.GenerateBlueprintsResponse.FromString,
+                _registered_method=True)
 
 
 class ArchitectServiceServicer(object):
@@ -69,6 +74,16 @@ class ArchitectServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateBlueprints(self, request, context):
+        """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
+        stored. The same request gets the same reply.
+
+        INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ArchitectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +96,11 @@ def add_ArchitectServiceServicer_to_server(servicer, server):
                     servicer.ProposeBlueprints,
                     request_deserializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.ProposeBlueprintsRequest.FromString,
                     response_serializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.ProposeBlueprintsResponse.SerializeToString,
+            ),
+            'GenerateBlueprints': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateBlueprints,
+                    request_deserializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.GenerateBlueprintsRequest.FromString,
+                    response_serializer=esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.GenerateBlueprintsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,6 +158,33 @@ class ArchitectService(object):
             '/esper.api.karn.v1.ArchitectService/ProposeBlueprints',
             esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.ProposeBlueprintsRequest.SerializeToString,
             esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.ProposeBlueprintsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateBlueprints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esper.api.karn.v1.ArchitectService/GenerateBlueprints',
+            esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.GenerateBlueprintsRequest.SerializeToString,
+            esper_dot_api_dot_karn_dot_v1_dot_architect__pb2.GenerateBlueprintsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,16 @@ class ArchitectServiceStub:
     INVALID_ARGUMENT: no interface. An empty list is a normal reply.
     """
 
+    GenerateBlueprints: grpc.UnaryUnaryMultiCallable[
+        esper.api.karn.v1.architect_pb2.GenerateBlueprintsRequest,
+        esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse,
+    ]
+    """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
+    stored. The same request gets the same reply.
+
+    INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
+    """
+
 class ArchitectServiceAsyncStub:
     """The generative architect: designs, never code."""
 
@@ -58,6 +68,16 @@ class ArchitectServiceAsyncStub:
     """Proposes blueprints for an interface within a budget, best first. Nothing is stored.
 
     INVALID_ARGUMENT: no interface. An empty list is a normal reply.
+    """
+
+    GenerateBlueprints: grpc.aio.UnaryUnaryMultiCallable[
+        esper.api.karn.v1.architect_pb2.GenerateBlueprintsRequest,
+        esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse,
+    ]
+    """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
+    stored. The same request gets the same reply.
+
+    INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
     """
 
 class ArchitectServiceServicer(metaclass=abc.ABCMeta):
@@ -83,6 +103,18 @@ class ArchitectServiceServicer(metaclass=abc.ABCMeta):
         """Proposes blueprints for an interface within a budget, best first. Nothing is stored.
 
         INVALID_ARGUMENT: no interface. An empty list is a normal reply.
+        """
+
+    @abc.abstractmethod
+    def GenerateBlueprints(
+        self,
+        request: esper.api.karn.v1.architect_pb2.GenerateBlueprintsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse, collections.abc.Awaitable[esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse]]:
+        """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
+        stored. The same request gets the same reply.
+
+        INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
         """
 
 def add_ArchitectServiceServicer_to_server(servicer: ArchitectServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
