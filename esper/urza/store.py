@@ -22,6 +22,7 @@ from esper.urza import schema
 from esper.urza.engine import StoreOptions
 from esper.urza.events import OutboxEvent
 from esper.urza.ledger import GENESIS, Head, verify
+from esper.urza.migrate import upgrade
 from esper.urza.reader import Reader
 from esper.urza.threads import in_thread
 from esper.urza.writer import Writer
@@ -48,7 +49,7 @@ class Store:
 
     @classmethod
     async def open(cls, url: str, options: StoreOptions | None = None) -> "Store":
-        """Open a database, making the tables in an empty one.
+        """Open a database, making the tables in an empty one and bringing those of an earlier version up to today's.
 
         Raises InvalidConfig (URL), Unavailable (driver or server absent), Corrupt (not a database) and
         PreconditionFailed (tables of another schema version).
@@ -172,7 +173,7 @@ async def _create_or_check(connection: AsyncConnection, engine: AsyncEngine) -> 
             insert(schema.meta).values(id=1, schema_version=schema.SCHEMA_VERSION, revision=0, digest=GENESIS)
         )
     version = (await connection.execute(select(schema.meta.c.schema_version))).scalar_one()
-    if version != schema.SCHEMA_VERSION:
+    if version != schema.SCHEMA_VERSION and not await connection.run_sync(upgrade, version):
         where = engine.url.render_as_string(hide_password=True)
         raise PreconditionFailed(
             f"{where}: the library's tables have schema version {version}, this Esper reads {schema.SCHEMA_VERSION}; "
