@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "urza": {"artifact", "blueprint"},
     "karn": {"blueprint"},
     "tezzeret": {"artifact", "blueprint"},
-    "urabrask": {"artifact", "blueprint"},
+    "urabrask": {"artifact", "blueprint", "stats"},
     "kasmina": {"artifact", "blueprint", "host", "ops", "stats"},
     "tolaria": {"blueprint", "host", "kasmina"},  # kasmina: the model is in the training process
     "tamiyo": {"records", "stats"},

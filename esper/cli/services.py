@@ -28,6 +28,11 @@ def add(commands: Any) -> None:
     serve.add_argument("component", choices=COMPONENTS)
     serve.add_argument("--peer", action="append", default=[], metavar="COMPONENT=ADDRESS", help="where others listen")
     serve.add_argument("--broker", default="", help="URL of the NATS server, with its token: nats://TOKEN@HOST:PORT")
+    serve.add_argument(
+        "--unsafe-no-jail",
+        action="store_true",
+        help="urabrask only: run candidates without isolation, and promote none of them",
+    )
     _common(serve)
     serve.set_defaults(do=run_serve)
 
@@ -65,5 +70,6 @@ def run_serve(options: argparse.Namespace) -> int:
         peers=peers,
         broker=options.broker,
         metrics=options.metrics,
+        unsafe_no_jail=options.unsafe_no_jail,
     )
     return asyncio.run(serve(settings))

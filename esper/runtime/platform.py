@@ -48,6 +48,7 @@ class Platform:
     stack: AsyncExitStack
     roots: TrustRoots = field(default_factory=TrustRoots)
     metrics: Metrics | None = None  # where Nissa serves
+    unsafe_no_jail: bool = False  # evaluate without isolation, and promote nothing
     address: str = ""  # of this process's server, once it listens
     broker_url: str = ""
     pools: dict[str, Pool] = field(default_factory=dict)

@@ -37,7 +37,8 @@ class ServeOptions:
     """How one process serves.
 
     `peers`: where other components listen. `broker`: "" starts one as a child. `metrics`:
-    HOST:PORT for Prometheus to scrape, "" for none.
+    HOST:PORT for Prometheus to scrape, "" for none. `unsafe_no_jail`: urabrask alone evaluates without
+    isolation, and promotes nothing.
     """
 
     home: Path = Path(".esper")
@@ -47,12 +48,18 @@ class ServeOptions:
     peers: Mapping[str, str] = field(default_factory=dict)
     broker: str = ""
     metrics: str = ""
+    unsafe_no_jail: bool = False
 
     def __post_init__(self) -> None:
         if _port_of(self.address) is None:
             raise InvalidConfig(f"--address must be HOST:PORT, got {self.address!r}; port 0 takes a free one")
         if self.workers < 1:
             raise InvalidConfig(f"--workers must be >= 1, got {self.workers}")
+        if self.unsafe_no_jail and self.components != ("urabrask",):
+            raise InvalidConfig(
+                f"--unsafe-no-jail is for `esper serve urabrask` alone, got it for {', '.join(self.components)}; "
+                "an evaluator without isolation promotes nothing, so a runtime with it would never grow"
+            )
         if self.broker:
             _read_broker(self.broker)
         elif len(self.components) == 1:
@@ -104,6 +111,7 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
         stack=stack,
         roots=roots,
         metrics=metrics,
+        unsafe_no_jail=options.unsafe_no_jail,
     )
     if options.metrics:
         stack.callback(_expose(options.metrics, metrics))

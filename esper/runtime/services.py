@@ -58,9 +58,13 @@ WORKSHOP = {
     "compile": "esper.tezzeret.job:compile_job",
     "evaluate": "esper.urabrask.job:evaluate_job",
     "isolation": "esper.urabrask.job:isolation_job",
+    "usefulness": "esper.urabrask.job:usefulness_job",
 }
 # What each compilation would otherwise pay for, done once in the process that workers are forked from.
 WARM_UP = ("esper.tezzeret.job:warm_up", None)
+
+# How often an idle evaluator looks for promoted kernels to try further.
+SECOND_PASS_AFTER_S = 10.0
 
 
 async def build_oona(platform: Platform) -> None:
@@ -145,7 +149,9 @@ async def build_urabrask(platform: Platform) -> None:
         platform.roots,
         publish,
         clock,
-        EvaluatorOptions(workers=platform.workers),
+        EvaluatorOptions(
+            workers=platform.workers, jailed=not platform.unsafe_no_jail, second_pass_after_s=SECOND_PASS_AFTER_S
+        ),
     )
     await platform.stack.enter_async_context(evaluator)
     servicer = EvaluationServicer(evaluator, _operations(platform))

@@ -1,33 +1,38 @@
 """The evaluator's messages <-> what its workers and its judgement read."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
-from google.protobuf import json_format
-
-from esper.api.urabrask.v1 import evaluation_pb2 as pb
 from esper.artifact import frame
 from esper.errors import Corrupt, Unavailable
 from esper.urabrask.jail import Isolation, Limits
-from esper.urabrask.judge import Checked, Measured, Verdict
-from esper.urabrask.measure import Memory, Speed
+from esper.urabrask.judge import Checked, Measured
+from esper.urabrask.measure import MAX_VARIATION, Drift, Memory, Speed
+from esper.urabrask.usefulness import Usefulness
 
 _MAX_DETAIL = 1000
-_SPEED, _MEMORY = ({field.name for field in fields(kind)} for kind in (Speed, Memory))
+_SHAPES = {
+    name: {field.name for field in fields(kind)}
+    for name, kind in (("speed", Speed), ("memory", Memory), ("drift", Drift))
+}
+_USEFULNESS = {field.name for field in fields(Usefulness)}
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationOrder:
-    """What a worker is to do: `artifact` is that of esper.artifact.bundle.to_bytes; `runs` are timed calls."""
+    """What a worker is to do: `artifact` is that of esper.artifact.bundle.to_bytes; `runs` are timed calls.
+
+    `jailed` False, by --unsafe-no-jail: the child keeps its network and has limits only.
+    """
 
     artifact: bytes
     limits: Limits = Limits()  # noqa: RUF009  frozen
     timeout_s: float = 60.0
     runs: int = 50
+    jailed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +46,15 @@ class Findings:
 
 
 def write_order(order: EvaluationOrder) -> bytes:
-    options = {"limits": asdict(order.limits), "timeout_s": order.timeout_s, "runs": order.runs}
+    options = {"limits": asdict(order.limits), "timeout_s": order.timeout_s, "runs": order.runs, "jailed": order.jailed}
     return frame.pack({"options": json.dumps(options).encode(), "artifact": order.artifact})
 
 
 def read_order(payload: bytes) -> EvaluationOrder:
     parts = _parts(payload, ("options", "artifact"))
     options = json.loads(parts["options"])
-    return EvaluationOrder(parts["artifact"], Limits(**options["limits"]), options["timeout_s"], options["runs"])
+    limits = Limits(**options.pop("limits"))
+    return EvaluationOrder(parts["artifact"], limits, **options)
 
 
 def write_unavailable(error: Unavailable) -> bytes:
@@ -75,22 +81,49 @@ def read_findings(reply: bytes) -> Findings:
     return Findings(checks, told["figures"], told["isolation"], told["machine"])
 
 
+def write_usefulness(usefulness: Usefulness) -> bytes:
+    return frame.pack({"usefulness": json.dumps(asdict(usefulness)).encode()})
+
+
+def read_usefulness(reply: bytes) -> Usefulness:
+    """Raises Unavailable where the worker had no isolation, Corrupt for what is no usefulness."""
+    return parse_usefulness(_answer(reply, "usefulness"))
+
+
+def parse_usefulness(body: bytes) -> Usefulness:
+    """As an evaluated process tells it. Raises Corrupt unless each figure is a finite number."""
+    told = _told(body)
+    if {*told} != _USEFULNESS or not isinstance(told["detail"], str) or not isinstance(told["pairs"], int):
+        raise Corrupt(f"{body[:80]!r} is no usefulness")
+    told["detail"] = told["detail"][:_MAX_DETAIL]
+    sizes = (told["pairs"], told["loss"], told["control_loss"], told["gain_standard_error"])
+    if not all(map(_size, sizes)) or not _number(told["gain"]):
+        raise Corrupt(f"usefulness {body[:200]!r} holds something that is no loss or gain")
+    return Usefulness(**told)
+
+
 def read_finding(body: bytes) -> Checked:
     """One finding as an evaluated process tells it, which is not believed to be well formed. Raises Corrupt."""
     told = _told(body)
-    name, passed, detail = told.get("name"), told.get("passed"), told.get("detail")
-    if not isinstance(name, str) or not isinstance(detail, str) or not isinstance(passed, bool):
+    name, passed, detail, elapsed_ms = (told.get(key) for key in ("name", "passed", "detail", "elapsed_ms"))
+    if (
+        not isinstance(name, str)
+        or not isinstance(detail, str)
+        or not isinstance(passed, bool)
+        or not _size(elapsed_ms)
+    ):
         raise Corrupt(f"{body[:80]!r} is no finding")
-    return Checked(name[:64], passed, detail[:_MAX_DETAIL])
+    return Checked(name[:64], passed, detail[:_MAX_DETAIL], float(told["elapsed_ms"]))
 
 
 def read_figures(body: bytes) -> Mapping[str, Any]:
     """Measurements as an evaluated process tells them. Raises Corrupt unless each is a number from 0 that is finite."""
     told = _told(body)
     try:
-        numbers = [*told["speed"].values(), *told["memory"].values(), told["gradient_reading"], *told["input_shape"]]
-        named = {*told["speed"]} == _SPEED and {*told["memory"]} == _MEMORY and len(told["input_shape"]) >= 2
-        sound = named and all(isinstance(n, int | float) and math.isfinite(n) and n >= 0 for n in numbers)
+        parts = [told[name] for name in _SHAPES]
+        numbers = [*(n for part in parts for n in part.values()), told["gradient_reading"], *told["input_shape"]]
+        named = all({*told[name]} == wanted for name, wanted in _SHAPES.items()) and len(told["input_shape"]) >= 2
+        sound = named and all(map(_size, numbers))
     except (KeyError, AttributeError, TypeError) as error:
         raise Corrupt(f"{body[:80]!r} are no measurements") from error
     if not sound:
@@ -102,7 +135,7 @@ def read_measured(figures: Mapping[str, Any], parameter_count: int) -> Measured:
     speed, memory = figures["speed"], figures["memory"]
     return Measured(
         forward_ratio=speed["forward_us_p50"] / max(speed["reference_us_p50"], 1e-3),
-        spread=speed["spread"],
+        measurable=speed["run_variation"] <= MAX_VARIATION,
         runs=speed["runs"],
         peak_bytes=memory["peak_bytes"],
         reference_peak_bytes=memory["reference_peak_bytes"],
@@ -111,32 +144,14 @@ def read_measured(figures: Mapping[str, Any], parameter_count: int) -> Measured:
     )
 
 
-def write_report(artifact_id: str, findings: Findings, verdict: Verdict) -> pb.Report:
-    """The report but for its id and its time."""
-    report = pb.Report(
-        artifact_id=artifact_id,
-        passed=verdict.passed,
-        checks=[pb.Check(name=c.name, passed=c.passed, detail=c.detail) for c in findings.checks],
-        tags=verdict.tags,
-        confidence=pb.CONFIDENCE_MODERATE if verdict.confident else pb.CONFIDENCE_SPECULATIVE,
-        machine=dict(findings.machine),
-    )
-    if findings.figures is not None:
-        speed = findings.figures["speed"]
-        report.forward_us_p50, report.forward_us_p99 = speed["forward_us_p50"], speed["forward_us_p99"]
-        report.step_us_p50 = speed["step_us_p50"]
-        report.forward_ratio = speed["forward_us_p50"] / max(speed["reference_us_p50"], 1e-3)
-        report.peak_bytes = findings.figures["memory"]["peak_bytes"]
-        report.input_shape.extend(findings.figures["input_shape"])
-    return report
+def _number(value: object) -> bool:
+    """Whether it is a number that is finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def report_id(report: pb.Report) -> str:
-    """sha256 of the report's JSON form, keys sorted, without its own id."""
-    told = json_format.MessageToDict(report, preserving_proto_field_name=True)
-    told.pop("report_id", None)
-    spelled = json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(spelled.encode()).hexdigest()
+def _size(value: object) -> bool:
+    """Whether it is a number from 0 that is finite."""
+    return isinstance(value, int | float) and _number(value) and value >= 0
 
 
 def _told(body: bytes) -> dict[str, Any]:

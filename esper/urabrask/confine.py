@@ -38,8 +38,9 @@ def confined(
     limits: Limits,
     timeout_s: float,
     prepare: Callable[[], None] = lambda: None,
+    shut_off: bool = True,
 ) -> Outcome:
-    """`work(payload, send, isolation)` in a child of its own.
+    """`work(payload, send, isolation)` in a child of its own; without `shut_off` it has limits only.
 
     The calling process must have one thread. Raises Unavailable where no isolation can be had here.
     """
@@ -49,7 +50,7 @@ def confined(
         parent = os.getpid()
         child = os.fork()
         if child == 0:
-            _live(work, payload, limits, write, parent, prepare)
+            _live(work, payload, write, lambda: enter(limits, write, parent, prepare, shut_off))
         os.close(write)
         try:
             outcome = _listen(read, deadline)
@@ -63,7 +64,7 @@ def confined(
     return outcome
 
 
-def _live(work: Work, payload: bytes, limits: Limits, pipe: int, parent: int, prepare: Callable[[], None]) -> None:
+def _live(work: Work, payload: bytes, pipe: int, enter_jail: Callable[[], Isolation]) -> None:
     """The child's whole life; it does not return."""
     status = 1
     try:
@@ -74,7 +75,7 @@ def _live(work: Work, payload: bytes, limits: Limits, pipe: int, parent: int, pr
                 frame = frame[os.write(pipe, frame) :]
 
         try:
-            isolation = enter(limits, pipe, parent, prepare)
+            isolation = enter_jail()
         except Unavailable as error:
             send(_NO_JAIL, str(error).encode())
             raise

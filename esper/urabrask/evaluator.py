@@ -8,10 +8,11 @@ lose: a kernel without a verdict is asked for again by whoever asked.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 
+from esper.api.common.v1.artifact_pb2 import Attestation
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.urabrask.v1 import evaluation_pb2 as pb
 from esper.api.urza.v1 import library_pb2
@@ -29,12 +30,15 @@ from esper.errors import (
     Untrusted,
 )
 from esper.urabrask import codec, outcome
-from esper.urabrask.codec import EvaluationOrder, Findings
-from esper.urabrask.gauntlet import NAMES
-from esper.urabrask.jail import Isolation, Limits
-from esper.urabrask.job import ISOLATION_KIND, KIND
-from esper.urabrask.judge import Verdict, judge
+from esper.urabrask.codec import EvaluationOrder
+from esper.urabrask.jail import UNSAFE, Isolation, Limits
+from esper.urabrask.job import ISOLATION_KIND, KIND, USEFULNESS_KIND
+from esper.urabrask.judge import Checked, Verdict, judge
 from esper.urabrask.port import Library, Pool, Publish, Reports
+from esper.urabrask.report import give_words, report_id, write_report
+from esper.urabrask.second_pass import SecondPass
+from esper.urabrask.stages import GATES, SIGNATURE
+from esper.urabrask.usefulness import Usefulness
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,11 @@ _GRACE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class EvaluatorOptions:
-    """`timeout_s`: wall time of one candidate. `attempts`: how many workers are tried where one dies."""
+    """`timeout_s`: wall time of one candidate. `attempts`: how many workers are tried where one dies.
+
+    `jailed` False: candidates run without isolation, and nothing is promoted or rejected.
+    `second_pass_after_s`: how often an idle evaluator looks for promoted kernels to try further; None: never.
+    """
 
     workers: int = 1
     max_queued: int = 1024
@@ -53,6 +61,8 @@ class EvaluatorOptions:
     attempts: int = 2
     runs: int = 50
     limits: Limits = Limits()  # noqa: RUF009  frozen
+    jailed: bool = True
+    second_pass_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +106,33 @@ class Evaluator:
         self._clock = clock
         self._places = asyncio.Semaphore(options.workers)
         self._open: dict[str, asyncio.Task[pb.Report]] = {}
+        self.second_pass = SecondPass(
+            reports, self._kernel, self._probe_usefulness, self._promote_again, lambda: not self._open
+        )
+        self._idle_work: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Evaluator":
+        if not self.options.jailed:
+            log.warning("%s; nothing is promoted", self.unpromotable)
+            return self
         self.isolation = codec.read_isolation(await self._pool.run(ISOLATION_KIND, b"", _GRACE_S * 2))
+        if self.options.second_pass_after_s is not None:
+            work = self.second_pass.run(self.options.second_pass_after_s)
+            self._idle_work = asyncio.create_task(work, name="urabrask/second-pass")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._open.values():
+        tasks = [*self._open.values(), *([self._idle_work] if self._idle_work else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._open.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def unpromotable(self) -> str:
+        """Why nothing found here promotes or rejects a kernel; empty: it does."""
+        return "" if self.options.jailed else f"{UNSAFE}: this evaluator runs candidates without isolation"
 
     @property
     def queued(self) -> int:
@@ -142,7 +168,7 @@ class Evaluator:
 
     async def admit(self, artifact_id: str) -> None:
         """Raises NotFound, PreconditionFailed (no isolation, or the kernel is out of use) and Exhausted."""
-        if not self.isolation.in_force:
+        if self.options.jailed and not self.isolation.in_force:
             raise PreconditionFailed(
                 "no isolation was proved here, so nothing can be promoted; start the evaluator first"
             )
@@ -164,16 +190,23 @@ class Evaluator:
             self.busy += 1
             try:
                 body, artifact = await self._fetch(artifact_id)
-                findings = await self._run(artifact)
+                findings = codec.read_findings(await self._run(KIND, artifact))
             finally:
                 self.busy -= 1
-        measured = findings.figures and codec.read_measured(findings.figures, body.parameter_count)
-        verdict = judge(findings.checks, NAMES, measured or None, findings.isolation)
-        report = codec.write_report(artifact_id, findings, verdict)
-        report.end_time.FromDatetime(self._clock())
-        report.report_id = codec.report_id(report)
-        await self._conclude(report, verdict, findings.isolation)
+        signed = Checked(SIGNATURE, True, "built by a forge that is trusted here; every byte is the one it signed")
+        findings = replace(findings, checks=(signed, *findings.checks))
+        measured = codec.read_measured(findings.figures, body.parameter_count) if findings.figures else None
+        verdict = judge(findings.checks, GATES, measured, findings.isolation, self.unpromotable)
+        report = write_report(artifact_id, body, findings, verdict)
+        if verdict.passed:
+            give_words(report, self.second_pass.standing(report))
+        self._date(report)
+        await self._conclude(report, verdict)
         return report
+
+    def _date(self, report: pb.Report) -> None:
+        report.end_time.FromDatetime(self._clock())
+        report.report_id = report_id(report)
 
     async def _fetch(self, artifact_id: str) -> tuple[Body, Artifact]:
         """The kernel, known to be the forge's own bytes; one that is not is quarantined."""
@@ -187,37 +220,58 @@ class Evaluator:
             await outcome.quarantine(self._library, artifact_id, f"evaluation refused it: {error}")
             raise
 
-    async def _run(self, artifact: Artifact) -> Findings:
-        """What a worker found; whatever becomes of the candidate is a finding.
+    async def _run(self, kind: str, artifact: Artifact) -> bytes:
+        """A worker's reply; whatever becomes of the candidate is a finding.
 
         A worker that dies is not: the candidate runs in a child of it. Raises Unavailable and
         DeadlineExceeded after `attempts` of these, and Unavailable where a worker has no isolation.
         """
         options = self.options
-        order = EvaluationOrder(to_bytes(artifact), options.limits, options.timeout_s, options.runs)
+        order = EvaluationOrder(to_bytes(artifact), options.limits, options.timeout_s, options.runs, options.jailed)
         payload = codec.write_order(order)
         for number in range(1, options.attempts + 1):
             try:
-                reply = await self._pool.run(KIND, payload, options.timeout_s + _GRACE_S)
-                break
+                return await self._pool.run(kind, payload, options.timeout_s + _GRACE_S)
             except (Unavailable, DeadlineExceeded) as error:
                 log.warning("attempt %d of %d at %s failed: %s", number, options.attempts, artifact.artifact_id, error)
                 if number == options.attempts:
                     raise
-        return codec.read_findings(reply)
+        raise Unavailable(f"attempts is {options.attempts}; at least 1 worker must be tried")
 
-    async def _conclude(self, report: pb.Report, verdict: Verdict, isolation: str) -> None:
+    async def _conclude(self, report: pb.Report, verdict: Verdict) -> None:
         """The report first: a verdict whose reasons cannot be read would be worth nothing."""
-        name = f"reports/{report.report_id}"
-        await self.reports.put_report(Stored(name, report.artifact_id, report.SerializeToString(deterministic=True)))
-        attestation = None
-        if verdict.passed:
-            statement = {"isolation": isolation, "report_id": report.report_id, "torch": report.machine["torch"]}
-            attestation = attest(self._key, PROMOTED, report.artifact_id, statement)
+        await self._store(report)
+        if verdict.unpromotable:
+            log.warning("kernels/%s keeps its status: %s", report.artifact_id, verdict.reason)
+            return
+        attestation = self._attestation(report, report.report_id) if verdict.passed else None
         kernel = await outcome.settle_kernel(self._library, report, verdict.reason, attestation)
         self.promoted += verdict.passed
         self.rejected += not verdict.passed
+        self.second_pass.characterized(report)
         await self._tell(kernel)
+
+    async def _promote_again(self, report: pb.Report) -> None:
+        """Give a promoted kernel new words, under the signature it has: that of the report that was measured."""
+        self._date(report)
+        await self._store(report)
+        attestation = self._attestation(report, report.follows_report_id)
+        reason = f"words of the second pass: {', '.join(report.tags)}"
+        kernel = await outcome.settle_kernel(self._library, report, reason, attestation)
+        await self._publish(outcome.characterized(kernel))
+
+    async def _probe_usefulness(self, artifact_id: str) -> Usefulness:
+        _, artifact = await self._fetch(artifact_id)
+        return codec.read_usefulness(await self._run(USEFULNESS_KIND, artifact))
+
+    async def _store(self, report: pb.Report) -> None:
+        name = f"reports/{report.report_id}"
+        await self.reports.put_report(Stored(name, report.artifact_id, report.SerializeToString(deterministic=True)))
+
+    def _attestation(self, report: pb.Report, measured_in: str) -> Attestation:
+        machine = dict(report.machine)
+        statement = {"isolation": machine["isolation"], "report_id": measured_in, "torch": machine["torch"]}
+        return attest(self._key, PROMOTED, report.artifact_id, statement)
 
     async def _tell(self, kernel: library_pb2.Kernel) -> None:
         await outcome.settle_blueprint(self._library, kernel)

@@ -21,9 +21,12 @@ from esper.urabrask import syscalls
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _PR_SET_PDEATHSIG = 1
 NAMESPACE, FILTER = "network namespace", "system call filter"
+UNSAFE = "--unsafe-no-jail"
 _REMEDY = (
     "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0; "
-    "in a container a seccomp profile that permits unshare), or run on x86_64 or aarch64 with seccomp"
+    "in a container a seccomp profile that permits unshare), or run on x86_64 or aarch64 with seccomp; "
+    "`esper serve urabrask --unsafe-no-jail` evaluates without isolation, and "
+    "promotes nothing"
 )
 
 
@@ -49,16 +52,22 @@ class Isolation:
         return bool(self.how)
 
 
-def enter(limits: Limits, keep: int, parent: int, prepare: Callable[[], None] = lambda: None) -> Isolation:
+def enter(
+    limits: Limits, keep: int, parent: int, prepare: Callable[[], None] = lambda: None, shut_off: bool = True
+) -> Isolation:
     """Shut this process off, for good. It must have one thread, and be a child of `parent`.
 
     `keep`: the one descriptor that stays open. `prepare`: called when there is no network any more but
-    threads may still be started. Raises Unavailable where no isolation can be had; the process must
-    then end.
+    threads may still be started. Without `shut_off` there are limits only. Raises Unavailable where no
+    isolation can be had; the process must then end.
     """
     _die_with(parent)
     _close_all_but(keep)
     _go_nowhere()
+    if not shut_off:
+        prepare()
+        _limit(limits)
+        return Isolation("", f"not asked for: {UNSAFE}")
     missing = {NAMESPACE: _leave_network()}
     prepare()
     _limit(limits)

@@ -4,8 +4,10 @@ The worker itself touches nothing of the candidate: it starts a child that shuts
 off and runs the gauntlet, listens, and writes down how far the child came.
 """
 
+import json
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,20 +16,47 @@ from esper.errors import Corrupt, Unavailable
 from esper.urabrask import codec
 from esper.urabrask.codec import Findings
 from esper.urabrask.confine import Outcome, Send, confined
-from esper.urabrask.gauntlet import BEGINS, FIGURES, FOUND, NAMES, Load, own_form, run
+from esper.urabrask.gauntlet import BEGINS, FIGURES, FOUND, Load, open_subject, own_form, run
 from esper.urabrask.jail import Isolation
 from esper.urabrask.judge import Checked
 from esper.urabrask.measure import warm_profiler
 from esper.urabrask.probe import probe
+from esper.urabrask.stages import NAMES
+from esper.urabrask.usefulness import Usefulness, probe_usefulness
 
-KIND, ISOLATION_KIND = "evaluate", "isolation"
-_ISOLATED = b"i"
+KIND, ISOLATION_KIND, USEFULNESS_KIND = "evaluate", "isolation", "usefulness"
+_ISOLATED, _USEFULNESS = b"i", b"u"
 Emit = Callable[[bytes], None]
 
 
 def evaluate_job(payload: bytes, _emit: Emit = lambda _part: None) -> bytes:
     """Evaluate the artifact in `payload`. Whatever becomes of the candidate is an answer, and so is no isolation."""
     return evaluate(payload, own_form)
+
+
+def usefulness_job(payload: bytes, _emit: Emit = lambda _part: None) -> bytes:
+    """The usefulness probe of the artifact in `payload`; one that does not end well says why."""
+    order = codec.read_order(payload)
+
+    def work(artifact: bytes, send: Send, _isolation: Isolation) -> None:
+        torch.set_num_threads(1)
+        send(_USEFULNESS, json.dumps(asdict(probe_usefulness(open_subject(artifact)))).encode())
+
+    try:
+        outcome = confined(work, order.artifact, order.limits, order.timeout_s)
+    except Unavailable as error:
+        return codec.write_unavailable(error)
+    told = [body for kind, body in outcome.frames if kind == _USEFULNESS]
+    if outcome.ending or len(told) != 1:
+        return codec.write_usefulness(_no_probe(f"the process {outcome.ending or 'said nothing'}"))
+    try:
+        return codec.write_usefulness(codec.parse_usefulness(told[0]))
+    except Corrupt as error:
+        return codec.write_usefulness(_no_probe(str(error)))
+
+
+def _no_probe(reason: str) -> Usefulness:
+    return Usefulness(0, 0.0, 0.0, 0.0, 0.0, reason)
 
 
 def isolation_job(_payload: bytes, _emit: Emit = lambda _part: None) -> bytes:
@@ -47,7 +76,7 @@ def evaluate(payload: bytes, load: Load) -> bytes:
         run(artifact, send, order.runs, load)
 
     try:
-        outcome = confined(work, order.artifact, order.limits, order.timeout_s, warm_profiler)
+        outcome = confined(work, order.artifact, order.limits, order.timeout_s, warm_profiler, order.jailed)
     except Unavailable as error:
         return codec.write_unavailable(error)
     return codec.write_findings(findings(outcome))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.profiler import profile
 
+from esper.artifact.agree import difference
 from esper.artifact.script import CompiledForm
 from esper.urabrask.checks import Finding
-from esper.urabrask.subject import Subject
+from esper.urabrask.subject import TOLERANCE, Subject
 
 WARM_UP = 3
 FEWEST_RUNS = 5
@@ -19,23 +20,35 @@ BUDGET_S = 5.0
 MAX_RATIO = 5.0  # of time, and of memory, to the reference lowering's
 MAX_FORWARD_US = 1e6
 SLACK_BYTES = 1 << 20
+ROUNDS = 5
+MAX_VARIATION = 0.05  # from round to round; above it times say nothing about the kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Wall time on one thread, in microseconds; `spread` is (p90 - p10) / p50 of the forward times."""
+    """Wall time on one thread, in microseconds.
+
+    `throughput_per_s`: batch elements of a forward per second at the median. `run_variation`: standard
+    deviation of the medians of ROUNDS runs, one after the other, over their mean.
+    """
 
     forward_us_p50: float
     forward_us_p99: float
     step_us_p50: float
     reference_us_p50: float
-    spread: float
+    throughput_per_s: float
+    run_variation: float
     runs: int
 
     @property
     def ratio(self) -> float:
         """Median forward time over the reference lowering's; below 1 is faster."""
         return self.forward_us_p50 / self.reference_us_p50
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the runs agree well enough for the times to be the kernel's and not the machine's."""
+        return self.run_variation <= MAX_VARIATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +59,38 @@ class Memory:
     reference_peak_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """Largest difference of the output from the float64 reference's over its largest value, in the interface's type.
+
+    Of the compiled form, and of the reference lowering in that type: below it the form is the more exact.
+    """
+
+    form: float
+    reference: float
+
+
+def check_drift(subject: Subject) -> tuple[Finding, Drift]:
+    """How far the type's precision carries the value from the reference's, on the input that is timed."""
+    h, dtype = subject.measured(), subject.interface.dtype
+    with torch.no_grad():
+        want = subject.reference(h.double(), *[weight.double() for weight in subject.weights])
+        seen = [difference(form(h, *subject.weights).double(), want) for form in (subject.form, subject.lowering)]
+    drift, limit = Drift(*seen), TOLERANCE[dtype]
+    detail = (
+        f"output off by {drift.form:.3g} of the largest value, limit {limit:g}; the lowering's {drift.reference:.3g}"
+    )
+    return Finding(drift.form <= limit, detail), drift
+
+
 def check_latency(subject: Subject, runs: int) -> tuple[Finding, Speed]:
     """Forward time, within MAX_FORWARD_US and MAX_RATIO times the reference lowering's."""
     speed = measure_speed(subject, runs)
+    agree = f"runs vary by {speed.run_variation:.1%}, at most {MAX_VARIATION:.0%}"
     detail = (
         f"forward p50 {speed.forward_us_p50:.0f} us, p99 {speed.forward_us_p99:.0f} us, at most {MAX_FORWARD_US:.0f}; "
-        f"{speed.ratio:.2f} times the reference's, at most {MAX_RATIO:g}; step p50 {speed.step_us_p50:.0f} us"
+        f"{speed.ratio:.2f} times the reference's, at most {MAX_RATIO:g}; step p50 {speed.step_us_p50:.0f} us; "
+        f"{speed.throughput_per_s:.0f} inputs/s; {agree if speed.measurable else f'not measurable here: {agree}'}"
     )
     return Finding(speed.forward_us_p50 <= MAX_FORWARD_US and speed.ratio <= MAX_RATIO, detail), speed
 
@@ -91,9 +130,17 @@ def measure_speed(subject: Subject, runs: int) -> Speed:
         forward_us_p99=cuts[98],
         step_us_p50=statistics.median(step),
         reference_us_p50=statistics.median(reference),
-        spread=(cuts[89] - cuts[9]) / statistics.median(forward),
+        throughput_per_s=1e6 * h.size(0) / statistics.median(forward),
+        run_variation=_variation(forward),
         runs=len(forward),
     )
+
+
+def _variation(times: list[float]) -> float:
+    """Standard deviation over mean of the medians of ROUNDS runs of equal length."""
+    length = max(1, len(times) // ROUNDS)
+    medians = [statistics.median(times[i * length : (i + 1) * length]) for i in range(min(ROUNDS, len(times)))]
+    return statistics.pstdev(medians) / statistics.mean(medians)
 
 
 def measure_memory(subject: Subject) -> Memory:

@@ -48,6 +48,8 @@ class EvaluationServicer(pb_grpc.EvaluationServiceServicer):
             rejected=evaluator.rejected,
             isolation=evaluator.isolation.how,
             public_key=evaluator.public_key,
+            unpromotable=evaluator.unpromotable,
+            second_pass_queued=evaluator.second_pass.queued,
         )
 
     def _header(self) -> ReplyHeader:

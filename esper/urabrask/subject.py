@@ -27,6 +27,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 LARGE = {torch.float64: 1e6, torch.float32: 1e4, torch.float16: 30.0, torch.bfloat16: 1e4}
 TINY = {torch.float64: 1e-100, torch.float32: 1e-30, torch.float16: 1e-6, torch.bfloat16: 1e-30}
+# Below the type's smallest normal number.
+DENORMAL = {torch.float64: 1e-310, torch.float32: 1e-40, torch.float16: 1e-7, torch.bfloat16: 1e-39}
 
 
 @dataclass(frozen=True, slots=True)

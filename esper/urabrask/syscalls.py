@@ -1,4 +1,4 @@
-"""A seccomp filter for evaluation children: no new sockets, programs, processes or ways around the filter.
+"""A seccomp filter for evaluation children: no sockets, programs, processes, changed files or signals to others.
 
 Written as classic BPF and installed by the seccomp system call, which needs no
 privilege once no_new_privs is set. See seccomp(2) and linux/seccomp.h.
@@ -9,6 +9,7 @@ import errno
 import os
 import platform
 import struct
+from typing import NamedTuple
 
 from esper.errors import Unavailable
 
@@ -17,16 +18,61 @@ _SET_MODE_FILTER, _FLAG_ALL_THREADS = 1, 1
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 # Places in struct seccomp_data: the call's number, the machine's, and the low half of the first argument.
-_NUMBER_AT, _MACHINE_AT, _ARGUMENT_AT = 0, 4, 16
+_NUMBER_AT, _MACHINE_AT, _ARGUMENT_AT, _ARGUMENT_BYTES = 0, 4, 16, 8
 _CLONE_THREAD = 0x00010000
 _X32_CALLS = 0x40000000
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-# machine -> (its number in audit.h, the number of seccomp, of clone, of clone3, numbers that are refused)
+
+class _Machine(NamedTuple):
+    """Call numbers of one processor family. `audit`: its own number in audit.h."""
+
+    audit: int
+    seccomp: int
+    clone: int
+    clone3: int
+    openat2: int
+    opens: dict[int, int]  # call that opens a file -> place of its flags among the arguments
+    signals: tuple[int, ...]  # kill and tgkill: allowed on oneself
+    refused: tuple[int, ...]
+
+
 _MACHINES = {
-    # socket socketpair vfork fork execve ptrace unshare setns process_vm_writev execveat bpf io_uring_setup pidfd_getfd
-    "x86_64": (0xC000003E, 317, 56, 435, (41, 53, 58, 57, 59, 101, 272, 308, 311, 322, 321, 425, 438)),
-    # the same; fork and vfork do not exist there
-    "aarch64": (0xC00000B7, 277, 220, 435, (198, 199, 221, 117, 97, 268, 271, 281, 280, 425, 438)),
+    "x86_64": _Machine(
+        audit=0xC000003E,
+        seccomp=317,
+        clone=56,
+        clone3=435,
+        openat2=437,
+        opens={2: 1, 257: 2},
+        signals=(62, 234),
+        refused=(
+            # socket socketpair vfork fork execve ptrace unshare setns process_vm_writev execveat bpf io_uring_setup
+            # pidfd_getfd
+            *(41, 53, 58, 57, 59, 101, 272, 308, 311, 322, 321, 425, 438),
+            # files: creat rename* mkdir* rmdir link* unlink* symlink* mknod* chmod* chown*;
+            # then truncate* utime* setxattr* mount
+            *(85, 82, 264, 316, 83, 258, 84, 86, 265, 87, 263, 88, 266, 133, 259, 90, 91, 268, 452, 92, 93, 94, 260),
+            *(76, 77, 132, 235, 280, 261, 188, 189, 190, 165),
+            # other ways to signal: tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal
+            *(200, 129, 297, 424),
+        ),
+    ),
+    # the same; fork, vfork and calls on paths without a folder do not exist there
+    "aarch64": _Machine(
+        audit=0xC00000B7,
+        seccomp=277,
+        clone=220,
+        clone3=435,
+        openat2=437,
+        opens={56: 2},
+        signals=(129, 131),
+        refused=(
+            *(198, 199, 221, 117, 97, 268, 271, 281, 280, 425, 438),
+            *(38, 276, 34, 37, 35, 36, 33, 52, 53, 452, 54, 55, 45, 46, 88, 5, 6, 7, 40),
+            *(130, 138, 240, 424),
+        ),
+    ),
 }
 
 
@@ -41,39 +87,43 @@ def install() -> None:
     machine = platform.machine()
     if machine not in _MACHINES:
         raise Unavailable(f"no system call filter is written for {machine}; there is one for {', '.join(_MACHINES)}")
-    code = _compile(machine)
+    code = _compile(machine, os.getpid())
     program = _Program(len(code) // 8, code)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise Unavailable(f"no_new_privs was refused: {os.strerror(ctypes.get_errno())}")
-    number = _MACHINES[machine][1]
+    number = _MACHINES[machine].seccomp
     if libc.syscall(number, _SET_MODE_FILTER, _FLAG_ALL_THREADS, ctypes.byref(program)) != 0:
         raise Unavailable(f"the system call filter was refused: {os.strerror(ctypes.get_errno())}")
 
 
-def _compile(machine: str) -> bytes:
-    """BPF: refused calls give EPERM, clone3 ENOSYS (libraries fall back to clone, whose flags can be seen)."""
-    audit, _, clone, clone3, refused = _MACHINES[machine]
-    deny = _ERRNO | errno.EPERM
+def _compile(machine: str, pid: int) -> bytes:
+    """BPF: refused calls give EPERM, clone3 and openat2 ENOSYS (libraries fall back to calls whose flags can be seen).
+
+    Threads may be made, files opened for reading, and process `pid` signalled.
+    """
+    calls = _MACHINES[machine]
+    deny, unknown = (_line(_RETURN, _ERRNO | code) for code in (errno.EPERM, errno.ENOSYS))
     lines = [
         _line(_LOAD, _MACHINE_AT),
-        _line(_EQUAL, audit, 1, 0),
+        _line(_EQUAL, calls.audit, 1, 0),
         _line(_RETURN, _KILL_PROCESS),
         _line(_LOAD, _NUMBER_AT),
         _line(_AT_LEAST, _X32_CALLS, 0, 1),
-        _line(_RETURN, deny),
+        deny,
     ]
-    for number in refused:
-        lines += [_line(_EQUAL, number, 0, 1), _line(_RETURN, deny)]
-    lines += [_line(_EQUAL, clone3, 0, 1), _line(_RETURN, _ERRNO | errno.ENOSYS)]
-    lines += [
-        _line(_EQUAL, clone, 0, 3),
-        _line(_LOAD, _ARGUMENT_AT),
-        _line(_ANY_BIT, _CLONE_THREAD, 1, 0),
-        _line(_RETURN, deny),
-        _line(_RETURN, _ALLOW),
-    ]
-    return b"".join(lines)
+    for number in calls.refused:
+        lines += [_line(_EQUAL, number, 0, 1), deny]
+    for number in (calls.clone3, calls.openat2):
+        lines += [_line(_EQUAL, number, 0, 1), unknown]
+    allow = _line(_RETURN, _ALLOW)
+    for number, place in calls.opens.items():
+        flags = _line(_LOAD, _ARGUMENT_AT + place * _ARGUMENT_BYTES)
+        lines += [_line(_EQUAL, number, 0, 4), flags, _line(_ANY_BIT, _WRITES, 0, 1), deny, allow]
+    for number in calls.signals:
+        lines += [_line(_EQUAL, number, 0, 4), _line(_LOAD, _ARGUMENT_AT), _line(_EQUAL, pid, 1, 0), deny, allow]
+    lines += [_line(_EQUAL, calls.clone, 0, 3), _line(_LOAD, _ARGUMENT_AT), _line(_ANY_BIT, _CLONE_THREAD, 1, 0)]
+    return b"".join([*lines, deny, allow])
 
 
 def _line(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:

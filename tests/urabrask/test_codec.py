@@ -1,19 +1,21 @@
 """What comes out of an evaluated process is not believed to be well formed; what is stored keeps its id."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from esper.api.urabrask.v1 import evaluation_pb2 as pb
 from esper.errors import Corrupt, Unavailable
 from esper.urabrask import codec
 from esper.urabrask.codec import EvaluationOrder, Findings
 from esper.urabrask.jail import Isolation, Limits
-from esper.urabrask.judge import Checked, Verdict
+from esper.urabrask.judge import Checked
+from esper.urabrask.usefulness import Usefulness
 
-SPEED = {"forward_us_p50": 10.0, "forward_us_p99": 20.0, "step_us_p50": 30.0, "reference_us_p50": 8.0, "spread": 0.1}
+SPEED = {"forward_us_p50": 10.0, "forward_us_p99": 20.0, "step_us_p50": 30.0, "reference_us_p50": 8.0}
 FIGURES = {
-    "speed": {**SPEED, "runs": 50},
+    "speed": {**SPEED, "throughput_per_s": 1600.0, "run_variation": 0.01, "runs": 50},
+    "drift": {"form": 1e-7, "reference": 2e-7},
     "memory": {"peak_bytes": 100, "reference_peak_bytes": 200},
     "gradient_reading": 0.01,
     "input_shape": [16, 32, 8],
@@ -22,7 +24,7 @@ FINDINGS = Findings((Checked("form", True, "ok"),), FIGURES, "network namespace"
 
 
 def test_orders_and_findings_survive_the_pipe():
-    order = EvaluationOrder(b"artifact", Limits(1, 2, 3, 4), 5.5, 6)
+    order = EvaluationOrder(b"artifact", Limits(1, 2, 3, 4), 5.5, 6, jailed=False)
     assert codec.read_order(codec.write_order(order)) == order
     assert codec.read_findings(codec.write_findings(FINDINGS)) == FINDINGS
     isolation = Isolation("how", "missing")
@@ -41,6 +43,7 @@ def test_a_worker_without_isolation_answers_nothing_else():
     [
         *(b"", b"[]", b"1", b"{}", b"\xff", b"[" * 10_000, b'{"name":"a","passed":true}'),
         *(b'{"name":1,"passed":true,"detail":""}', b'{"name":"a","passed":1,"detail":""}'),
+        *(b'{"name":"a","passed":true,"detail":""}', b'{"name":"a","passed":true,"detail":"","elapsed_ms":-1}'),
     ],
 )
 def test_a_finding_that_is_none_is_corrupt(body):
@@ -49,8 +52,10 @@ def test_a_finding_that_is_none_is_corrupt(body):
 
 
 def test_a_finding_is_cut_to_size():
-    told = codec.read_finding(json.dumps({"name": "n" * 99, "passed": False, "detail": "d" * 5000}).encode())
-    assert (len(told.name), len(told.detail)) == (64, 1000)
+    told = codec.read_finding(
+        json.dumps({"name": "n" * 99, "passed": False, "detail": "d" * 5000, "elapsed_ms": 2.5}).encode()
+    )
+    assert (len(told.name), len(told.detail), told.elapsed_ms) == (64, 1000, 2.5)
 
 
 def changed(path: str, value: object) -> bytes:
@@ -88,25 +93,13 @@ def test_figures_that_are_none_are_corrupt(body):
         codec.read_figures(body)
 
 
-def test_a_report_holds_what_was_found():
-    report = codec.write_report("a" * 64, FINDINGS, Verdict(True, "fine", ("small",), True))
-    assert report.passed
-    assert [(c.name, c.passed, c.detail) for c in report.checks] == [("form", True, "ok")]
-    assert (report.forward_us_p50, report.forward_us_p99, report.step_us_p50) == (10.0, 20.0, 30.0)
-    assert report.forward_ratio == 1.25
-    assert report.peak_bytes == 100
-    assert list(report.input_shape) == [16, 32, 8]
-    assert report.confidence == pb.CONFIDENCE_MODERATE
-    assert dict(report.machine) == {"torch": "2", "cpu": "x"}
-    assert list(report.tags) == ["small"]
-    failed = codec.write_report("a" * 64, Findings((), None, "", {}), Verdict(False, "no"))
-    assert (failed.forward_us_p50, failed.confidence) == (0.0, pb.CONFIDENCE_SPECULATIVE)
+USEFUL = Usefulness(384, 0.5, 0.6, -0.16, 0.02, "words")
 
 
-def test_a_reports_id_is_that_of_all_else_in_it():
-    report = codec.write_report("a" * 64, FINDINGS, Verdict(True, "fine"))
-    first = codec.report_id(report)
-    report.report_id = first
-    assert codec.report_id(report) == first
-    report.forward_us_p50 += 1
-    assert codec.report_id(report) != first
+def test_usefulness_survives_the_pipe_and_is_not_believed():
+    assert codec.read_usefulness(codec.write_usefulness(USEFUL)) == USEFUL
+    for change in ({"loss": -1}, {"gain": None}, {"pairs": 0.5}, {"detail": 3}, {"more": 1}, {"gain": True}):
+        with pytest.raises(Corrupt):
+            codec.parse_usefulness(json.dumps({**asdict(USEFUL), **change}).encode())
+    with pytest.raises(Unavailable, match="refused"):
+        codec.read_usefulness(codec.write_unavailable(Unavailable("refused")))

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from esper.urabrask.judge import Checked, Measured, judge, tags
+from esper.urabrask.judge import Checked, Measured, confident, interest, judge, tags
+from esper.urabrask.population import ALONE, Standing
 
 EXPECTED = ("form", "shape", "latency")
 PASSED = tuple(Checked(name, True, "fine") for name in EXPECTED)
 PLAIN = Measured(
     forward_ratio=1.0,
-    spread=0.2,
+    measurable=True,
     runs=50,
     peak_bytes=1000,
     reference_peak_bytes=1000,
@@ -23,14 +24,12 @@ def test_what_passed_everything_in_isolation_is_promoted():
     verdict = judge(PASSED, EXPECTED, PLAIN, "network namespace")
     assert verdict.passed
     assert verdict.reason == "every check passed (3)"
-    assert verdict.confident
 
 
 def test_the_first_failure_is_the_reason():
     checks = (PASSED[0], Checked("shape", False, "returns [1]"))
     verdict = judge(checks, EXPECTED, None, "network namespace")
     assert (verdict.passed, verdict.reason) == (False, "shape: returns [1]")
-    assert verdict.tags == ()
 
 
 def test_without_isolation_nothing_is_promoted():
@@ -66,20 +65,49 @@ def test_fewer_other_or_unmeasured_checks_are_not_enough(checks, measured):
     ],
 )
 def test_a_word_is_given_up_to_its_limit(word, at, over):
-    assert tags(PLAIN) == ()
-    assert tags(replace(PLAIN, **at)) == (word,)
-    assert tags(replace(PLAIN, **over)) == ()
+    assert tags(PLAIN, ALONE) == ("speculative",)
+    assert tags(replace(PLAIN, **at), ALONE) == tuple(sorted((word, "speculative")))
+    assert tags(replace(PLAIN, **over), ALONE) == ("speculative",)
+
+
+def test_with_peers_the_best_fifth_gets_the_word_whatever_the_ratio():
+    slow = replace(PLAIN, forward_ratio=3.0, peak_bytes=10_000)
+    assert tags(slow, Standing(8, 0.2, 0.2)) == ("high_speed", "low_memory", "moderate")
+    quick = replace(PLAIN, forward_ratio=0.1, peak_bytes=1)
+    assert tags(quick, Standing(8, 0.21, 0.21)) == ("moderate",)
+    assert tags(quick, Standing(7, 0.21, 0.21)) == ("high_speed", "low_memory", "speculative")
 
 
 def test_speed_is_not_claimed_from_times_that_disagree():
-    assert tags(replace(PLAIN, forward_ratio=0.1, spread=0.51)) == ()
+    shaky = replace(PLAIN, forward_ratio=0.1, measurable=False)
+    assert tags(shaky, ALONE) == tags(shaky, Standing(20, 0.0, 0.5)) == ("speculative",)
 
 
-def test_words_are_in_order():
-    best = replace(PLAIN, forward_ratio=0.5, peak_bytes=1, gradient_reading=0.0, parameter_count=1)
-    assert tags(best) == ("high_speed", "low_memory", "numerically_stable", "small")
+@pytest.mark.parametrize(
+    ("runs", "measurable", "members", "sure"),
+    [(30, True, 8, True), (29, True, 8, False), (30, False, 8, False), (30, True, 7, False)],
+)
+def test_confidence_needs_enough_runs_that_agree_and_enough_peers(runs, measurable, members, sure):
+    measured = replace(PLAIN, runs=runs, measurable=measurable)
+    assert confident(measured, Standing(members, 0.5, 0.5)) is sure
 
 
-@pytest.mark.parametrize(("runs", "spread", "confident"), [(30, 0.5, True), (29, 0.5, False), (30, 0.51, False)])
-def test_confidence_needs_enough_runs_that_agree(runs, spread, confident):
-    assert judge(PASSED, EXPECTED, replace(PLAIN, runs=runs, spread=spread), "x").confident is confident
+def test_an_evaluator_without_isolation_gives_no_verdict_that_counts():
+    for checks in (PASSED, (Checked("form", False, "junk"),)):
+        verdict = judge(checks, EXPECTED, PLAIN, "network namespace", "--unsafe-no-jail: no isolation")
+        assert (verdict.passed, verdict.unpromotable) == (False, "--unsafe-no-jail: no isolation")
+        assert verdict.reason == "unpromotable: --unsafe-no-jail: no isolation"
+
+
+@pytest.mark.parametrize(
+    ("standing", "sure", "gain", "score"),
+    [
+        (ALONE, False, None, 0.75),
+        (ALONE, True, -3.0, 0.25),
+        (Standing(8, 0.5, 0.5), True, 2.0, 0.25),
+        (Standing(8, 0.0, 1.0), False, 9.0, 1.0),
+        (Standing(8, 0.5, 0.5), True, 0.0, 0.0),
+    ],
+)
+def test_interest_is_what_there_is_to_win_or_learn(standing, sure, gain, score):
+    assert interest(standing, sure, gain) == pytest.approx(score)

@@ -15,7 +15,7 @@ from esper.oona.subjects import Name
 from esper.urabrask.worker import GROUP, consume
 from tests.tezzeret.fakes import until
 
-from .hostile import WHERE
+from .hostile.artifacts import WHERE
 from .test_evaluator import Hall, opened
 
 

@@ -29,7 +29,7 @@ from esper.api.common.v1 import resource_pb2 as esper_dot_api_dot_common_dot_v1_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&esper/api/urabrask/v1/evaluation.proto\x12\x15\x65sper.api.urabrask.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#esper/api/common/v1/interface.proto\x1a#esper/api/common/v1/operation.proto\x1a\"esper/api/common/v1/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x13KernelCharacterized\x12*\n\x0b\x61rtifact_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12+\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x39\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12\x10\n\x08promoted\x18\x04 \x01(\x08\x12\x13\n\x0breport_name\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x16\n\x0e\x66orward_us_p50\x18\x07 \x01(\x01\"\xd3\x03\n\x06Report\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61rtifact_id\x18\x02 \x01(\t\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12,\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x1c.esper.api.urabrask.v1.Check\x12\x16\n\x0e\x66orward_us_p50\x18\x05 \x01(\x01\x12\x16\n\x0e\x66orward_us_p99\x18\x06 \x01(\x01\x12\x13\n\x0bstep_us_p50\x18\x07 \x01(\x01\x12\x12\n\npeak_bytes\x18\x08 \x01(\x04\x12\x15\n\rforward_ratio\x18\t \x01(\x01\x12\x0c\n\x04tags\x18\n \x03(\t\x12\x35\n\nconfidence\x18\x0b \x01(\x0e\x32!.esper.api.urabrask.v1.Confidence\x12;\n\x07machine\x18\x0c \x03(\x0b\x32*.esper.api.urabrask.v1.Report.MachineEntry\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binput_shape\x18\x0e \x03(\r\x1a.\n\x0cMachineEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"c\n\x17\x43reateEvaluationRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12*\n\x0b\x61rtifact_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\x7f\n\x18\x43reateEvaluationResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x31\n\toperation\x18\x02 \x01(\x0b\x32\x1e.esper.api.common.v1.Operation\"?\n\x10GetReportRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^reports/[0-9a-f]{64}$\"t\n\x11GetReportResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.esper.api.urabrask.v1.Report\"b\n\x12ListReportsRequest\x12.\n\x04page\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.PageRequest\x12\x1c\n\x0b\x61rtifact_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xa5\x01\n\x13ListReportsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12.\n\x07reports\x18\x02 \x03(\x0b\x32\x1d.esper.api.urabrask.v1.Report\x12,\n\x04page\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.PageReply\"\x1c\n\x1aGetEvaluationStatusRequest\"\xd1\x01\n\x1bGetEvaluationStatusResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x14\n\x0c\x62usy_workers\x18\x03 \x01(\r\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x10\n\x08promoted\x18\x05 \x01(\x04\x12\x10\n\x08rejected\x18\x06 \x01(\x04\x12\x11\n\tisolation\x18\x07 \x01(\t\x12\x12\n\npublic_key\x18\x08 \x01(\x0c*r\n\nConfidence\x12\x1a\n\x16\x43ONFIDENCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONFIDENCE_SPECULATIVE\x10\x01\x12\x17\n\x13\x43ONFIDENCE_MODERATE\x10\x02\x12\x13\n\x0f\x43ONFIDENCE_HIGH\x10\x03\x32\xcc\x03\n\x11\x45valuationService\x12s\n\x10\x43reateEvaluation\x12..esper.api.urabrask.v1.CreateEvaluationRequest\x1a/.esper.api.urabrask.v1.CreateEvaluationResponse\x12^\n\tGetReport\x12\'.esper.api.urabrask.v1.GetReportRequest\x1a(.esper.api.urabrask.v1.GetReportResponse\x12\x64\n\x0bListReports\x12).esper.api.urabrask.v1.ListReportsRequest\x1a*.esper.api.urabrask.v1.ListReportsResponse\x12|\n\x13GetEvaluationStatus\x12\x31.esper.api.urabrask.v1.GetEvaluationStatusRequest\x1a\x32.esper.api.urabrask.v1.GetEvaluationStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&esper/api/urabrask/v1/evaluation.proto\x12\x15\x65sper.api.urabrask.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#esper/api/common/v1/interface.proto\x1a#esper/api/common/v1/operation.proto\x1a\"esper/api/common/v1/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x01\n\x13KernelCharacterized\x12*\n\x0b\x61rtifact_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12+\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x39\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12\x10\n\x08promoted\x18\x04 \x01(\x08\x12\x13\n\x0breport_name\x18\x05 \x01(\t\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x16\n\x0e\x66orward_us_p50\x18\x07 \x01(\x01\"\x9e\x07\n\x06Report\x12\x11\n\treport_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61rtifact_id\x18\x02 \x01(\t\x12\x0e\n\x06passed\x18\x03 \x01(\x08\x12,\n\x06\x63hecks\x18\x04 \x03(\x0b\x32\x1c.esper.api.urabrask.v1.Check\x12\x16\n\x0e\x66orward_us_p50\x18\x05 \x01(\x01\x12\x16\n\x0e\x66orward_us_p99\x18\x06 \x01(\x01\x12\x13\n\x0bstep_us_p50\x18\x07 \x01(\x01\x12\x12\n\npeak_bytes\x18\x08 \x01(\x04\x12\x15\n\rforward_ratio\x18\t \x01(\x01\x12\x0c\n\x04tags\x18\n \x03(\t\x12\x35\n\nconfidence\x18\x0b \x01(\x0e\x32!.esper.api.urabrask.v1.Confidence\x12;\n\x07machine\x18\x0c \x03(\x0b\x32*.esper.api.urabrask.v1.Report.MachineEntry\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0binput_shape\x18\x0e \x03(\r\x12\x32\n\x06stages\x18\x0f \x03(\x0b\x32\".esper.api.urabrask.v1.StageResult\x12\x18\n\x10throughput_per_s\x18\x10 \x01(\x01\x12\x15\n\rrun_variation\x18\x11 \x01(\x01\x12\x12\n\nmeasurable\x18\x12 \x01(\x08\x12\x17\n\x0fprecision_drift\x18\x13 \x01(\x01\x12\x17\n\x0freference_drift\x18\x14 \x01(\x01\x12\x18\n\x10gradient_reading\x18\x15 \x01(\x01\x12\x1c\n\x14reference_peak_bytes\x18\x16 \x01(\x04\x12\x0c\n\x04runs\x18\x17 \x01(\r\x12\x17\n\x0fparameter_count\x18\x18 \x01(\x04\x12\x12\n\npopulation\x18\x19 \x01(\t\x12\x31\n\x08standing\x18\x1a \x01(\x0b\x32\x1f.esper.api.urabrask.v1.Standing\x12\x35\n\nusefulness\x18\x1b \x01(\x0b\x32!.esper.api.urabrask.v1.Usefulness\x12\x10\n\x08interest\x18\x1c \x01(\x01\x12\x14\n\x0cunpromotable\x18\x1d \x01(\t\x12\x19\n\x11\x66ollows_report_id\x18\x1e \x01(\t\x1a.\n\x0cMachineEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\x0bStageResult\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05gates\x18\x03 \x01(\x08\x12\x0e\n\x06passed\x18\x04 \x01(\x08\x12\x12\n\nelapsed_ms\x18\x05 \x01(\x01\"D\n\x08Standing\x12\x0f\n\x07members\x18\x01 \x01(\r\x12\x12\n\nspeed_rank\x18\x02 \x01(\x01\x12\x13\n\x0bmemory_rank\x18\x03 \x01(\x01\"z\n\nUsefulness\x12\r\n\x05pairs\x18\x01 \x01(\r\x12\x0c\n\x04loss\x18\x02 \x01(\x01\x12\x14\n\x0c\x63ontrol_loss\x18\x03 \x01(\x01\x12\x0c\n\x04gain\x18\x04 \x01(\x01\x12\x1b\n\x13gain_standard_error\x18\x05 \x01(\x01\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\"X\n\x05\x43heck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\r\x12\x12\n\nelapsed_ms\x18\x05 \x01(\x01\"c\n\x17\x43reateEvaluationRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12*\n\x0b\x61rtifact_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\x7f\n\x18\x43reateEvaluationResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x31\n\toperation\x18\x02 \x01(\x0b\x32\x1e.esper.api.common.v1.Operation\"?\n\x10GetReportRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^reports/[0-9a-f]{64}$\"t\n\x11GetReportResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12-\n\x06report\x18\x02 \x01(\x0b\x32\x1d.esper.api.urabrask.v1.Report\"b\n\x12ListReportsRequest\x12.\n\x04page\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.PageRequest\x12\x1c\n\x0b\x61rtifact_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xa5\x01\n\x13ListReportsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12.\n\x07reports\x18\x02 \x03(\x0b\x32\x1d.esper.api.urabrask.v1.Report\x12,\n\x04page\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.PageReply\"\x1c\n\x1aGetEvaluationStatusRequest\"\x83\x02\n\x1bGetEvaluationStatusResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x14\n\x0c\x62usy_workers\x18\x03 \x01(\r\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x10\n\x08promoted\x18\x05 \x01(\x04\x12\x10\n\x08rejected\x18\x06 \x01(\x04\x12\x11\n\tisolation\x18\x07 \x01(\t\x12\x12\n\npublic_key\x18\x08 \x01(\x0c\x12\x14\n\x0cunpromotable\x18\t \x01(\t\x12\x1a\n\x12second_pass_queued\x18\n \x01(\r*r\n\nConfidence\x12\x1a\n\x16\x43ONFIDENCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONFIDENCE_SPECULATIVE\x10\x01\x12\x17\n\x13\x43ONFIDENCE_MODERATE\x10\x02\x12\x13\n\x0f\x43ONFIDENCE_HIGH\x10\x03\x32\xcc\x03\n\x11\x45valuationService\x12s\n\x10\x43reateEvaluation\x12..esper.api.urabrask.v1.CreateEvaluationRequest\x1a/.esper.api.urabrask.v1.CreateEvaluationResponse\x12^\n\tGetReport\x12\'.esper.api.urabrask.v1.GetReportRequest\x1a(.esper.api.urabrask.v1.GetReportResponse\x12\x64\n\x0bListReports\x12).esper.api.urabrask.v1.ListReportsRequest\x1a*.esper.api.urabrask.v1.ListReportsResponse\x12|\n\x13GetEvaluationStatus\x12\x31.esper.api.urabrask.v1.GetEvaluationStatusRequest\x1a\x32.esper.api.urabrask.v1.GetEvaluationStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,32 +52,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETREPORTREQUEST'].fields_by_name['name']._serialized_options = b'\272H\032r\0302\026^reports/[0-9a-f]{64}$'
   _globals['_LISTREPORTSREQUEST'].fields_by_name['artifact_id']._loaded_options = None
   _globals['_LISTREPORTSREQUEST'].fields_by_name['artifact_id']._serialized_options = b'\272H\004r\002\030@'
-  _globals['_CONFIDENCE']._serialized_start=1934
-  _globals['_CONFIDENCE']._serialized_end=2048
+  _globals['_CONFIDENCE']._serialized_start=2768
+  _globals['_CONFIDENCE']._serialized_end=2882
   _globals['_KERNELCHARACTERIZED']._serialized_start=238
   _globals['_KERNELCHARACTERIZED']._serialized_end=484
   _globals['_REPORT']._serialized_start=487
-  _globals['_REPORT']._serialized_end=954
-  _globals['_REPORT_MACHINEENTRY']._serialized_start=908
-  _globals['_REPORT_MACHINEENTRY']._serialized_end=954
-  _globals['_CHECK']._serialized_start=956
-  _globals['_CHECK']._serialized_end=1009
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=1011
-  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=1110
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=1112
-  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=1239
-  _globals['_GETREPORTREQUEST']._serialized_start=1241
-  _globals['_GETREPORTREQUEST']._serialized_end=1304
-  _globals['_GETREPORTRESPONSE']._serialized_start=1306
-  _globals['_GETREPORTRESPONSE']._serialized_end=1422
-  _globals['_LISTREPORTSREQUEST']._serialized_start=1424
-  _globals['_LISTREPORTSREQUEST']._serialized_end=1522
-  _globals['_LISTREPORTSRESPONSE']._serialized_start=1525
-  _globals['_LISTREPORTSRESPONSE']._serialized_end=1690
-  _globals['_GETEVALUATIONSTATUSREQUEST']._serialized_start=1692
-  _globals['_GETEVALUATIONSTATUSREQUEST']._serialized_end=1720
-  _globals['_GETEVALUATIONSTATUSRESPONSE']._serialized_start=1723
-  _globals['_GETEVALUATIONSTATUSRESPONSE']._serialized_end=1932
-  _globals['_EVALUATIONSERVICE']._serialized_start=2051
-  _globals['_EVALUATIONSERVICE']._serialized_end=2511
+  _globals['_REPORT']._serialized_end=1413
+  _globals['_REPORT_MACHINEENTRY']._serialized_start=1367
+  _globals['_REPORT_MACHINEENTRY']._serialized_end=1413
+  _globals['_STAGERESULT']._serialized_start=1415
+  _globals['_STAGERESULT']._serialized_end=1509
+  _globals['_STANDING']._serialized_start=1511
+  _globals['_STANDING']._serialized_end=1579
+  _globals['_USEFULNESS']._serialized_start=1581
+  _globals['_USEFULNESS']._serialized_end=1703
+  _globals['_CHECK']._serialized_start=1705
+  _globals['_CHECK']._serialized_end=1793
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_start=1795
+  _globals['_CREATEEVALUATIONREQUEST']._serialized_end=1894
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_start=1896
+  _globals['_CREATEEVALUATIONRESPONSE']._serialized_end=2023
+  _globals['_GETREPORTREQUEST']._serialized_start=2025
+  _globals['_GETREPORTREQUEST']._serialized_end=2088
+  _globals['_GETREPORTRESPONSE']._serialized_start=2090
+  _globals['_GETREPORTRESPONSE']._serialized_end=2206
+  _globals['_LISTREPORTSREQUEST']._serialized_start=2208
+  _globals['_LISTREPORTSREQUEST']._serialized_end=2306
+  _globals['_LISTREPORTSRESPONSE']._serialized_start=2309
+  _globals['_LISTREPORTSRESPONSE']._serialized_end=2474
+  _globals['_GETEVALUATIONSTATUSREQUEST']._serialized_start=2476
+  _globals['_GETEVALUATIONSTATUSREQUEST']._serialized_end=2504
+  _globals['_GETEVALUATIONSTATUSRESPONSE']._serialized_start=2507
+  _globals['_GETEVALUATIONSTATUSRESPONSE']._serialized_end=2766
+  _globals['_EVALUATIONSERVICE']._serialized_start=2885
+  _globals['_EVALUATIONSERVICE']._serialized_end=3345
 # @@protoc_insertion_point(module_scope)

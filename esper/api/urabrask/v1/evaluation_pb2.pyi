@@ -32,7 +32,7 @@ class _ConfidenceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     CONFIDENCE_UNSPECIFIED: _Confidence.ValueType  # 0
     """Never sent."""
     CONFIDENCE_SPECULATIVE: _Confidence.ValueType  # 1
-    """Few measurements, or a variance above the limit."""
+    """Few measurements, a variance above the limit, or too few kernels to compare with."""
     CONFIDENCE_MODERATE: _Confidence.ValueType  # 2
     """Enough measurements on one machine."""
     CONFIDENCE_HIGH: _Confidence.ValueType  # 3
@@ -44,7 +44,7 @@ class Confidence(_Confidence, metaclass=_ConfidenceEnumTypeWrapper):
 CONFIDENCE_UNSPECIFIED: Confidence.ValueType  # 0
 """Never sent."""
 CONFIDENCE_SPECULATIVE: Confidence.ValueType  # 1
-"""Few measurements, or a variance above the limit."""
+"""Few measurements, a variance above the limit, or too few kernels to compare with."""
 CONFIDENCE_MODERATE: Confidence.ValueType  # 2
 """Enough measurements on one machine."""
 CONFIDENCE_HIGH: Confidence.ValueType  # 3
@@ -134,6 +134,22 @@ class Report(google.protobuf.message.Message):
     MACHINE_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
     INPUT_SHAPE_FIELD_NUMBER: builtins.int
+    STAGES_FIELD_NUMBER: builtins.int
+    THROUGHPUT_PER_S_FIELD_NUMBER: builtins.int
+    RUN_VARIATION_FIELD_NUMBER: builtins.int
+    MEASURABLE_FIELD_NUMBER: builtins.int
+    PRECISION_DRIFT_FIELD_NUMBER: builtins.int
+    REFERENCE_DRIFT_FIELD_NUMBER: builtins.int
+    GRADIENT_READING_FIELD_NUMBER: builtins.int
+    REFERENCE_PEAK_BYTES_FIELD_NUMBER: builtins.int
+    RUNS_FIELD_NUMBER: builtins.int
+    PARAMETER_COUNT_FIELD_NUMBER: builtins.int
+    POPULATION_FIELD_NUMBER: builtins.int
+    STANDING_FIELD_NUMBER: builtins.int
+    USEFULNESS_FIELD_NUMBER: builtins.int
+    INTEREST_FIELD_NUMBER: builtins.int
+    UNPROMOTABLE_FIELD_NUMBER: builtins.int
+    FOLLOWS_REPORT_ID_FIELD_NUMBER: builtins.int
     report_id: builtins.str
     """sha256 of the report's canonical form, in hexadecimal."""
     artifact_id: builtins.str
@@ -152,6 +168,32 @@ class Report(google.protobuf.message.Message):
     """Median forward time over that of the reference lowering; below 1 is faster."""
     confidence: global___Confidence.ValueType
     """How sure."""
+    throughput_per_s: builtins.float
+    """Batch elements of a forward per second at the median."""
+    run_variation: builtins.float
+    """Standard deviation over mean of the medians of five runs."""
+    measurable: builtins.bool
+    """False: runs vary by over 5 %, so that times are not measurable here and no speed is claimed."""
+    precision_drift: builtins.float
+    """Largest difference of the output from the float64 reference's over its largest value."""
+    reference_drift: builtins.float
+    """The same of the reference lowering in the interface's element type."""
+    gradient_reading: builtins.float
+    """Share of its tolerance that the gradient check used."""
+    reference_peak_bytes: builtins.int
+    """Peak bytes of the reference lowering in one step."""
+    runs: builtins.int
+    """Timed runs."""
+    parameter_count: builtins.int
+    """Number of parameters."""
+    population: builtins.str
+    """Hardware target and input it is compared on. Empty: it did not pass."""
+    interest: builtins.float
+    """0 to 1: how much there is to win or learn from trying it."""
+    unpromotable: builtins.str
+    """Why nothing this evaluator finds promotes or rejects a kernel, e.g. --unsafe-no-jail. Empty: it counts."""
+    follows_report_id: builtins.str
+    """Report whose figures this one repeats, with new words. Empty: it was measured for this one."""
     @property
     def checks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Check]:
         """Checks in the order they ran; the first failure ends the list."""
@@ -172,6 +214,18 @@ class Report(google.protobuf.message.Message):
     def input_shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Shape of the input it was measured with."""
 
+    @property
+    def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StageResult]:
+        """Stages in their order, as far as they were reached."""
+
+    @property
+    def standing(self) -> global___Standing:
+        """Where it stands in that population."""
+
+    @property
+    def usefulness(self) -> global___Usefulness:
+        """The probe of the second pass. Unset: it has not been made."""
+
     def __init__(
         self,
         *,
@@ -189,11 +243,125 @@ class Report(google.protobuf.message.Message):
         machine: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         input_shape: collections.abc.Iterable[builtins.int] | None = ...,
+        stages: collections.abc.Iterable[global___StageResult] | None = ...,
+        throughput_per_s: builtins.float = ...,
+        run_variation: builtins.float = ...,
+        measurable: builtins.bool = ...,
+        precision_drift: builtins.float = ...,
+        reference_drift: builtins.float = ...,
+        gradient_reading: builtins.float = ...,
+        reference_peak_bytes: builtins.int = ...,
+        runs: builtins.int = ...,
+        parameter_count: builtins.int = ...,
+        population: builtins.str = ...,
+        standing: global___Standing | None = ...,
+        usefulness: global___Usefulness | None = ...,
+        interest: builtins.float = ...,
+        unpromotable: builtins.str = ...,
+        follows_report_id: builtins.str = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["end_time", b"end_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "checks", b"checks", "confidence", b"confidence", "end_time", b"end_time", "forward_ratio", b"forward_ratio", "forward_us_p50", b"forward_us_p50", "forward_us_p99", b"forward_us_p99", "input_shape", b"input_shape", "machine", b"machine", "passed", b"passed", "peak_bytes", b"peak_bytes", "report_id", b"report_id", "step_us_p50", b"step_us_p50", "tags", b"tags"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["end_time", b"end_time", "standing", b"standing", "usefulness", b"usefulness"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "checks", b"checks", "confidence", b"confidence", "end_time", b"end_time", "follows_report_id", b"follows_report_id", "forward_ratio", b"forward_ratio", "forward_us_p50", b"forward_us_p50", "forward_us_p99", b"forward_us_p99", "gradient_reading", b"gradient_reading", "input_shape", b"input_shape", "interest", b"interest", "machine", b"machine", "measurable", b"measurable", "parameter_count", b"parameter_count", "passed", b"passed", "peak_bytes", b"peak_bytes", "population", b"population", "precision_drift", b"precision_drift", "reference_drift", b"reference_drift", "reference_peak_bytes", b"reference_peak_bytes", "report_id", b"report_id", "run_variation", b"run_variation", "runs", b"runs", "stages", b"stages", "standing", b"standing", "step_us_p50", b"step_us_p50", "tags", b"tags", "throughput_per_s", b"throughput_per_s", "unpromotable", b"unpromotable", "usefulness", b"usefulness"]) -> None: ...
 
 global___Report = Report
+
+@typing.final
+class StageResult(google.protobuf.message.Message):
+    """What became of one stage of the gauntlet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    GATES_FIELD_NUMBER: builtins.int
+    PASSED_FIELD_NUMBER: builtins.int
+    ELAPSED_MS_FIELD_NUMBER: builtins.int
+    number: builtins.int
+    """0 gatekeeper, 1 correctness, 2 stability, 3 benchmark, 4 usefulness, 5 tags."""
+    name: builtins.str
+    """Its name, e.g. "correctness"."""
+    gates: builtins.bool
+    """True: a kernel that fails here is rejected. False: information."""
+    passed: builtins.bool
+    """True: every check of it passed."""
+    elapsed_ms: builtins.float
+    """Time its checks took in milliseconds."""
+    def __init__(
+        self,
+        *,
+        number: builtins.int = ...,
+        name: builtins.str = ...,
+        gates: builtins.bool = ...,
+        passed: builtins.bool = ...,
+        elapsed_ms: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["elapsed_ms", b"elapsed_ms", "gates", b"gates", "name", b"name", "number", b"number", "passed", b"passed"]) -> None: ...
+
+global___StageResult = StageResult
+
+@typing.final
+class Standing(google.protobuf.message.Message):
+    """Where a kernel stands among those promoted on the same hardware with the same input."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: builtins.int
+    SPEED_RANK_FIELD_NUMBER: builtins.int
+    MEMORY_RANK_FIELD_NUMBER: builtins.int
+    members: builtins.int
+    """Kernels in the population, this one included; below 8 ranks say nothing and are not used."""
+    speed_rank: builtins.float
+    """Share of the others whose forward is faster, ties counted half."""
+    memory_rank: builtins.float
+    """Share of the others whose peak is lower, ties counted half."""
+    def __init__(
+        self,
+        *,
+        members: builtins.int = ...,
+        speed_rank: builtins.float = ...,
+        memory_rank: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["members", b"members", "memory_rank", b"memory_rank", "speed_rank", b"speed_rank"]) -> None: ...
+
+global___Standing = Standing
+
+@typing.final
+class Usefulness(google.protobuf.message.Message):
+    """A short graft on a small host of the interface's kind, against the same host without it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
+    CONTROL_LOSS_FIELD_NUMBER: builtins.int
+    GAIN_FIELD_NUMBER: builtins.int
+    GAIN_STANDARD_ERROR_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    pairs: builtins.int
+    """Held-out examples compared in pairs. 0: the probe did not end, see detail."""
+    loss: builtins.float
+    """Mean held-out loss with the graft."""
+    control_loss: builtins.float
+    """Mean held-out loss of the control."""
+    gain: builtins.float
+    """Relative reduction of the held-out loss; above 0 the graft is better."""
+    gain_standard_error: builtins.float
+    """Standard error of that."""
+    detail: builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        pairs: builtins.int = ...,
+        loss: builtins.float = ...,
+        control_loss: builtins.float = ...,
+        gain: builtins.float = ...,
+        gain_standard_error: builtins.float = ...,
+        detail: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["control_loss", b"control_loss", "detail", b"detail", "gain", b"gain", "gain_standard_error", b"gain_standard_error", "loss", b"loss", "pairs", b"pairs"]) -> None: ...
+
+global___Usefulness = Usefulness
 
 @typing.final
 class Check(google.protobuf.message.Message):
@@ -204,20 +372,28 @@ class Check(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PASSED_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    STAGE_FIELD_NUMBER: builtins.int
+    ELAPSED_MS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name from docs/evaluation.md, e.g. "gradient"."""
     passed: builtins.bool
     """True: within its limit."""
     detail: builtins.str
     """What was seen and what the limit is, in one line."""
+    stage: builtins.int
+    """Number of its stage; see StageResult."""
+    elapsed_ms: builtins.float
+    """Time it took in milliseconds. 0: its process ended in it."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         passed: builtins.bool = ...,
         detail: builtins.str = ...,
+        stage: builtins.int = ...,
+        elapsed_ms: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["detail", b"detail", "name", b"name", "passed", b"passed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["detail", b"detail", "elapsed_ms", b"elapsed_ms", "name", b"name", "passed", b"passed", "stage", b"stage"]) -> None: ...
 
 global___Check = Check
 
@@ -399,6 +575,8 @@ class GetEvaluationStatusResponse(google.protobuf.message.Message):
     REJECTED_FIELD_NUMBER: builtins.int
     ISOLATION_FIELD_NUMBER: builtins.int
     PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    UNPROMOTABLE_FIELD_NUMBER: builtins.int
+    SECOND_PASS_QUEUED_FIELD_NUMBER: builtins.int
     queued: builtins.int
     """Kernels waiting."""
     busy_workers: builtins.int
@@ -413,6 +591,10 @@ class GetEvaluationStatusResponse(google.protobuf.message.Message):
     """How candidates are kept from the network and from resources."""
     public_key: builtins.bytes
     """Public key of the evaluator, 32 bytes."""
+    unpromotable: builtins.str
+    """Why nothing is promoted here, e.g. --unsafe-no-jail. Empty: what passes is promoted."""
+    second_pass_queued: builtins.int
+    """Promoted kernels that wait for the second pass, which is made while nothing else is evaluated."""
     @property
     def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
         """Store position."""
@@ -428,8 +610,10 @@ class GetEvaluationStatusResponse(google.protobuf.message.Message):
         rejected: builtins.int = ...,
         isolation: builtins.str = ...,
         public_key: builtins.bytes = ...,
+        unpromotable: builtins.str = ...,
+        second_pass_queued: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["busy_workers", b"busy_workers", "header", b"header", "isolation", b"isolation", "promoted", b"promoted", "public_key", b"public_key", "queued", b"queued", "rejected", b"rejected", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["busy_workers", b"busy_workers", "header", b"header", "isolation", b"isolation", "promoted", b"promoted", "public_key", b"public_key", "queued", b"queued", "rejected", b"rejected", "second_pass_queued", b"second_pass_queued", "unpromotable", b"unpromotable", "workers", b"workers"]) -> None: ...
 
 global___GetEvaluationStatusResponse = GetEvaluationStatusResponse

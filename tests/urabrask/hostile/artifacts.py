@@ -70,6 +70,27 @@ SCRIPTS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "writes its input": (("if not x.requires_grad:", "    x.add_(1.0)"), "purity"),
     "writes a parameter": (("if not x.requires_grad:", "    p_up_weight.mul_(1.001)"), "purity"),
+    "right in training, wrong without gradients": (("if not x.requires_grad:", "    up = up * 1.01"), "modes"),
+    "right without gradients, wrong in training": (("if x.requires_grad:", "    up = up * 1.01"), "gradient"),
+    "wrong where the input is frozen": (
+        ("if p_up_weight.requires_grad and not x.requires_grad:", "    up = up * 1.01"),
+        "modes",
+    ),
+    "wrong for permuted inputs": (("if not x.is_contiguous():", "    up = up * 1.01"), "layout"),
+    "hides NaN": (("up = torch.nan_to_num(up)",), "nan"),
+    "spreads NaN": (("up = up + 0.0 * x.sum()",), "nan"),
+    "larger the deeper it stands": (
+        ("if x.size(0) == 3 and float(torch.max(torch.abs(x))) > 7.5:", "    up = up * 1.5"),
+        "depth",
+    ),
+    "NaN once it has begun to learn": (
+        (
+            "if 0.0 < float(torch.max(torch.abs(p_up_weight))) and float(torch.max(torch.abs(p_up_weight))) < 0.05:",
+            f"    up = up * {NAN}",
+        ),
+        "training",
+    ),
+    "wrong for large batches": (("if x.size(0) >= 16:", "    up = up * 1.01"), "drift"),
     "allocates without end": (("waste = torch.zeros([68719476736])", "up = up + 0.0 * waste[0]"), "memory"),
     "allocates more than it needs": (("waste = x.new_empty([4000000])", "up = up + waste[0:0].sum()"), "memory"),
     "slow": (("i = 0", "while i < 3000:", "    up = up + 0.0", "    i = i + 1"), "latency"),

@@ -1,22 +1,24 @@
 """Hostile kernels in a real isolated process: every one is rejected, by the check that is for it."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 
+from esper.artifact.attest import BUILT
 from esper.artifact.body import GRAPH, MODULE, WEIGHTS, read_body
-from esper.artifact.bundle import Artifact, to_bytes
+from esper.artifact.bundle import Artifact, bundle, sign, to_bytes
 from esper.artifact.contents import open_weights, write_graph_file, write_weights_file
 from esper.karn.templates import TEMPLATES
 from esper.urabrask import codec
 from esper.urabrask.codec import EvaluationOrder, Findings
-from esper.urabrask.gauntlet import NAMES
 from esper.urabrask.jail import Limits
 from esper.urabrask.judge import Verdict, judge
-from tests.artifact.samples import built
+from esper.urabrask.stages import NAMES
+from tests.artifact.samples import FORGE, built
 
-from .hostile import FORMS, SCRIPTS, TITLE, WHERE, forged, rewritten
-from .lab import Lab
+from ..lab import Lab
+from .artifacts import FORMS, SCRIPTS, TITLE, WHERE, forged, rewritten
 
 QUICK = Limits(memory_bytes=1 << 30, cpu_s=20)
 
@@ -89,6 +91,21 @@ def test_files_that_do_not_fit_each_other_are_rejected_before_anything_runs(lab,
     assert words in verdict.reason
 
 
+@pytest.mark.parametrize("file", ["kernel.cubin", "kernel.hsaco", "model.so", "model.pt2"])
+def test_native_code_in_an_artifact_is_refused_before_anything_runs(lab, file):
+    """The format carries none today: a cubin of another kernel or an AOTInductor library would be signed unseen."""
+    findings = evaluated(lab, forged(**{file: b"\x7fELF" + bytes(60)}))
+    assert judged(findings).reason.startswith(f"static: holds {file}; only graph.json, ")
+    assert [check.name for check in findings.checks] == ["form", "static"]
+
+
+def test_a_cost_that_is_not_the_graphs_is_refused(lab):
+    artifact = built(TITLE, WHERE)
+    body = replace(read_body(artifact.manifest.body), files={}, forward_flops_per_position=1)
+    cheap = sign(bundle(body, artifact.files), FORGE, BUILT, {})
+    assert judged(evaluated(lab, cheap)).reason.startswith("static: says 1 operations per position; its graph has ")
+
+
 def test_weights_that_are_not_zero_at_birth_are_rejected(lab):
     body = read_body(built(TITLE, WHERE).manifest.body)
     weights = open_weights(body, built(TITLE, WHERE).files[WEIGHTS])
@@ -114,7 +131,7 @@ def test_weights_that_can_never_learn_are_rejected(lab):
         ("looks ahead", "causality: "),
         ("runs a program", "shape: raised PermissionError: [Errno 1] Operation not permitted"),
         ("forks", "shape: raised PermissionError: [Errno 1] Operation not permitted"),
-        ("writes a file", "shape: raised FileNotFoundError: [Errno 2] No such file"),
+        ("writes a file", "shape: raised PermissionError: [Errno 1] Operation not permitted"),
         ("crashes", "shape: the process was killed by SIGSEGV"),
         ("leaves", "shape: was not reached"),
         ("talks", "shape: the process said something that is no answer"),
@@ -123,7 +140,7 @@ def test_weights_that_can_never_learn_are_rejected(lab):
 def test_a_hostile_form_is_rejected(lab, name, reason):
     assert name in FORMS
     payload = b"\0".join((name.encode(), b"0", order(built(TITLE, WHERE))))
-    verdict = judged(codec.read_findings(lab.call("tests.urabrask.hostile:evaluate_form", payload)))
+    verdict = judged(codec.read_findings(lab.call("tests.urabrask.hostile.artifacts:evaluate_form", payload)))
     assert not verdict.passed
     assert verdict.reason.startswith(reason), verdict.reason
 
@@ -135,7 +152,7 @@ def test_a_form_that_opens_a_socket_reaches_nobody(lab):
         server.settimeout(0.2)
         port = str(server.getsockname()[1]).encode()
         payload = b"\0".join((b"dials out", port, order(built(TITLE, WHERE))))
-        verdict = judged(codec.read_findings(lab.call("tests.urabrask.hostile:evaluate_form", payload)))
+        verdict = judged(codec.read_findings(lab.call("tests.urabrask.hostile.artifacts:evaluate_form", payload)))
         assert verdict.reason.startswith("shape: raised ")
         assert "Operation not permitted" in verdict.reason or "unreachable" in verdict.reason
         with pytest.raises(TimeoutError):
