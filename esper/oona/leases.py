@@ -59,7 +59,8 @@ class Leases:
         async with self._held() as bucket:
             try:
                 return Lease(name, holder, await bucket.create(name, self._value(holder)))
-            except KeyWrongLastSequenceError:
+            except (KeyWrongLastSequenceError, KeyNotFoundError):
+                # the second: refused for another's lease, which ended before nats-py could look at it
                 return await self._ours(bucket, name, holder)
 
     async def renew(self, lease: Lease) -> Lease:

@@ -94,7 +94,7 @@ async def close(client: Client) -> None:
 def _ours(error: BaseException) -> errors.EsperError:
     """A nats-py error as the error it means to a caller of the bus."""
     match error:
-        case nats.js.errors.APIError() if error.err_code in _FULL:
+        case nats.js.errors.APIError() if getattr(error, "err_code", None) in _FULL:  # errors of a key have no code
             return errors.Exhausted(f"the broker has no room: {error.description}")
         case nats.js.errors.NotFoundError():
             return errors.NotFound(str(error))

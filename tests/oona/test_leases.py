@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 
 import pytest
+from nats.js.errors import KeyNotFoundError
+from nats.js.kv import KeyValue
 
 from esper import errors
 from esper.oona.jetstream import JetStreamBus
@@ -52,6 +54,19 @@ async def test_a_lease_that_is_not_renewed_ends(parties):
     assert taken.fence > lease.fence
     with pytest.raises(errors.Conflict, match="has ended"):
         await one.renew(lease)
+
+
+async def test_a_lease_that_ends_between_the_refusal_and_the_look_is_not_held(parties, monkeypatch):
+    one, two = parties
+    await one.acquire(NAME, "a")
+
+    async def ended(self, key, revision=None):
+        raise KeyNotFoundError
+
+    monkeypatch.setattr(KeyValue, "_get", ended)
+    assert await two.acquire(NAME, "b") is None
+    monkeypatch.undo()
+    assert await two.acquire(NAME, "b") is None
 
 
 async def test_an_attempt_whose_answer_was_lost_is_recognised(parties):
