@@ -37,13 +37,17 @@ def rejected(lab, title: str, interfaces: list[Interface], runs: int) -> list[st
     return found
 
 
-@pytest.mark.parametrize("title", TEMPLATES)
-def test_library_blueprints_pass(lab, title):
+# One of each family, so that a fault of a family is found at once; the slow test has them all.
+ONE_OF_A_FAMILY = {one.family: title for title, one in reversed(TEMPLATES.items())}
+
+
+@pytest.mark.parametrize("title", ONE_OF_A_FAMILY.values())
+def test_a_library_blueprint_of_each_family_passes(lab, title):
     assert rejected(lab, title, fitting(title, 8, (torch.float32,)), runs=10) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [3, 16, 64])
+@pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize("title", TEMPLATES)
 def test_library_blueprints_pass_in_every_type_and_width(lab, title, channels):
     assert rejected(lab, title, fitting(title, channels, DTYPES), runs=10) == []
