@@ -40,6 +40,7 @@ from esper.tamiyo.answer import Controller
 from esper.tamiyo.service import ControllerServicer, answer_log, decision_log
 from esper.tamiyo.worker import ControllerWorker
 from esper.tezzeret.forge import Forge, ForgeOptions
+from esper.tezzeret.idle import IdleWork
 from esper.tezzeret.service import ForgeServicer
 from esper.tezzeret.worker import consume as consume_blueprints
 from esper.tolaria.gateway import Gateway
@@ -62,6 +63,8 @@ WORKSHOP = {
 }
 # What each compilation would otherwise pay for, done once in the process that workers are forked from.
 WARM_UP = ("esper.tezzeret.job:warm_up", None)
+# How often an idle forge looks for what to build again.
+FORGE_IDLE_S = 60.0
 
 # How often an idle evaluator looks for promoted kernels to try further.
 SECOND_PASS_AFTER_S = 10.0
@@ -132,6 +135,7 @@ async def build_tezzeret(platform: Platform) -> None:
     platform.mount(forge_pb2_grpc.add_ForgeServiceServicer_to_server, ForgeServicer(forge, _operations(platform)))
     for number in range(platform.workers):
         platform.task(f"tezzeret/{number}", functools.partial(consume_blueprints, platform.bus, forge))
+    platform.task("tezzeret/idle", functools.partial(IdleWork(forge, library).run, FORGE_IDLE_S))
 
 
 async def build_urabrask(platform: Platform) -> None:

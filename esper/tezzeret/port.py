@@ -22,6 +22,12 @@ class Library(Protocol):
 
     async def get_kernel(self, request: library_pb2.GetKernelRequest) -> library_pb2.GetKernelResponse: ...
 
+    async def list_kernels(self, request: library_pb2.ListKernelsRequest) -> library_pb2.ListKernelsResponse: ...
+
+    async def set_kernel_status(
+        self, request: library_pb2.SetKernelStatusRequest
+    ) -> library_pb2.SetKernelStatusResponse: ...
+
 
 class Pool(Protocol):
     """Worker processes."""

@@ -88,7 +88,8 @@ class CentralLibrary:
     async def get_kernel(self, request: pb.GetKernelRequest) -> pb.GetKernelResponse:
         async def get(reader: Reader) -> pb.GetKernelResponse:
             kernel = await kernels.need(reader, request.artifact_id)
-            return pb.GetKernelResponse(header=await _header(reader), kernel=kernel)
+            manifest = await reader.manifest(request.artifact_id) if request.with_manifest else None
+            return pb.GetKernelResponse(header=await _header(reader), kernel=kernel, manifest=manifest)
 
         return await self._store.read(get)
 

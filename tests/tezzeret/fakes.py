@@ -73,6 +73,7 @@ class Library:
             interface=write_interface(body.interface),
             status=PENDING,
         )
+        self.kernels[one.artifact_id].create_time.FromSeconds(len(self.kernels))
         self.artifacts[one.artifact_id] = (one, dict(files))
         self.history.append(("kernel", "created"))
         return pb.CreateKernelResponse(kernel=self.kernels[one.artifact_id])
@@ -83,7 +84,15 @@ class Library:
             raise NotFound(f"kernels/{request.artifact_id}: no such kernel")
         kernel = pb.Kernel()
         kernel.CopyFrom(self.kernels[request.artifact_id])
-        return pb.GetKernelResponse(kernel=kernel)
+        manifest = self.artifacts[request.artifact_id][0] if request.with_manifest else None
+        return pb.GetKernelResponse(kernel=kernel, manifest=manifest)
+
+    async def list_kernels(self, request: pb.ListKernelsRequest) -> pb.ListKernelsResponse:
+        await self._answers()
+        newest = list(reversed(self.kernels.values()))
+        first, size = int(request.page.token or 0), request.page.size
+        token = str(first + size) if first + size < len(newest) else ""
+        return pb.ListKernelsResponse(kernels=newest[first : first + size], page=PageReply(next_token=token))
 
     async def download_kernel(self, request: pb.DownloadKernelRequest) -> tuple[ArtifactManifest, dict[str, bytes]]:
         await self._answers()

@@ -57,6 +57,17 @@ async def assert_absent(library: CentralLibrary, manifest: ArtifactManifest) -> 
         await get(library, manifest.artifact_id)
 
 
+async def test_a_body_can_be_read_without_counting_a_use(library: CentralLibrary) -> None:
+    manifest = artifact(await add_blueprint(library))
+    await upload(library, manifest, files_of())
+    plain = await library.get_kernel(pb.GetKernelRequest(artifact_id=manifest.artifact_id))
+    assert not plain.HasField("manifest")
+    whole = await library.get_kernel(pb.GetKernelRequest(artifact_id=manifest.artifact_id, with_manifest=True))
+    assert whole.kernel == plain.kernel
+    assert whole.manifest.body == manifest.body
+    assert whole.header.revision == plain.header.revision
+
+
 async def test_a_kernel_goes_in_and_comes_out(library: CentralLibrary) -> None:
     blueprint_id = await add_blueprint(library)
     manifest = artifact(blueprint_id, parameter_count=77)

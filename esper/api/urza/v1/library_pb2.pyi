@@ -621,14 +621,18 @@ class GetKernelRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ARTIFACT_ID_FIELD_NUMBER: builtins.int
+    WITH_MANIFEST_FIELD_NUMBER: builtins.int
     artifact_id: builtins.str
     """Its artifact id."""
+    with_manifest: builtins.bool
+    """Whether body and attestations are wanted too. Unlike a download it is no use of the kernel."""
     def __init__(
         self,
         *,
         artifact_id: builtins.str = ...,
+        with_manifest: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "with_manifest", b"with_manifest"]) -> None: ...
 
 global___GetKernelRequest = GetKernelRequest
 
@@ -640,6 +644,7 @@ class GetKernelResponse(google.protobuf.message.Message):
 
     HEADER_FIELD_NUMBER: builtins.int
     KERNEL_FIELD_NUMBER: builtins.int
+    MANIFEST_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
         """Store position."""
@@ -648,14 +653,19 @@ class GetKernelResponse(google.protobuf.message.Message):
     def kernel(self) -> global___Kernel:
         """As stored."""
 
+    @property
+    def manifest(self) -> esper.api.common.v1.artifact_pb2.ArtifactManifest:
+        """Body and attestations. Unset: not asked for."""
+
     def __init__(
         self,
         *,
         header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
         kernel: global___Kernel | None = ...,
+        manifest: esper.api.common.v1.artifact_pb2.ArtifactManifest | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["header", b"header", "kernel", b"kernel"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["header", b"header", "kernel", b"kernel"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "kernel", b"kernel", "manifest", b"manifest"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "kernel", b"kernel", "manifest", b"manifest"]) -> None: ...
 
 global___GetKernelResponse = GetKernelResponse
 

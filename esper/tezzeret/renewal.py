@@ -1,0 +1,143 @@
+"""Which kernels an idle forge builds anew, in which order, and which ones that makes obsolete. Pure.
+
+    1  interest    a promoted kernel there is much to learn from, which no stronger pipeline was tried on
+    2  failure     an order whose workers died or overran: of the blueprint nothing is known yet
+    3  toolchain   a promoted kernel that another toolchain built
+
+An order that this toolchain has answered, with a kernel of whatever status, is not given again,
+nor one that has failed too often.
+"""
+
+import enum
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from esper.artifact.body import PIPELINES
+from esper.blueprint.interface import Interface
+
+INTERESTING = 0.5  # least interest that is worth a stronger pipeline
+MOST_FAILURES = 3  # after so many the order waits for a person, or another toolchain
+
+
+class Cause(enum.IntEnum):
+    """Why something is built anew; lower is sooner."""
+
+    INTEREST = 1
+    FAILURE = 2
+    TOOLCHAIN = 3
+
+
+class Place(NamedTuple):
+    """What an order is for, but for the toolchain."""
+
+    blueprint_id: str
+    interface: Interface
+    target: str
+    pipeline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A kernel of the library that is not archived. `age`: a number that is higher for what was stored later."""
+
+    artifact_id: str
+    place: Place
+    toolchain: Mapping[str, str]
+    promoted: bool
+    interest: float
+    age: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """One order to give."""
+
+    place: Place
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Obsolete:
+    """A promoted kernel that a later one of the same place stands in for."""
+
+    artifact_id: str
+    successor: str
+    reason: str
+
+
+def renewals(
+    made: Sequence[Made], failed: Iterable[Place], toolchain: Mapping[str, str], pipelines: Collection[str], target: str
+) -> list[Renewal]:
+    """Orders, most urgent first. The answer does not depend on the order of `made`.
+
+    `failed`: the place of each order without an answer, once for each time it was given.
+    `pipelines`: those that can be built for `target` here; nothing is asked of others.
+    """
+    failures = Counter(failed)
+    closed = {one.place for one in made if one.toolchain == toolchain}
+    closed |= {place for place, times in failures.items() if times >= MOST_FAILURES}
+    wanted = [
+        renewal
+        for renewal in (*_stronger(made, pipelines), *_unanswered(failures), *_outdated(made, toolchain))
+        if renewal.place not in closed and renewal.place.target == target and renewal.place.pipeline in pipelines
+    ]
+    first: dict[Place, Renewal] = {}
+    for renewal in sorted(wanted, key=lambda one: (one.cause, _spelled(one.place))):
+        first.setdefault(renewal.place, renewal)
+    return list(first.values())
+
+
+def obsolete(made: Sequence[Made]) -> list[Obsolete]:
+    """All promoted kernels of a place but the one stored last, oldest first."""
+    latest: dict[Place, Made] = {}
+    for one in sorted(made, key=lambda kernel: (kernel.age, kernel.artifact_id)):
+        if one.promoted:
+            latest[one.place] = one
+    return [
+        Obsolete(
+            one.artifact_id,
+            latest[one.place].artifact_id,
+            f"kernels/{latest[one.place].artifact_id} is the same blueprint by {_difference(latest[one.place], one)}",
+        )
+        for one in sorted(made, key=lambda kernel: (kernel.age, kernel.artifact_id))
+        if one.promoted and latest[one.place] is not one
+    ]
+
+
+def _stronger(made: Sequence[Made], pipelines: Collection[str]) -> Iterator[Renewal]:
+    tried = {one.place for one in made}
+    for one in sorted(made, key=lambda kernel: (-kernel.interest, kernel.artifact_id)):
+        if not one.promoted or one.interest < INTERESTING:
+            continue
+        beyond = PIPELINES[PIPELINES.index(one.place.pipeline) + 1 :]
+        places = [one.place._replace(pipeline=pipeline) for pipeline in beyond if pipeline in pipelines]
+        if places and not tried & set(places):
+            yield Renewal(places[0], Cause.INTEREST, f"interest {one.interest:.2f}, built by {one.place.pipeline} only")
+
+
+def _unanswered(failures: Mapping[Place, int]) -> Iterator[Renewal]:
+    for place, times in failures.items():
+        yield Renewal(place, Cause.FAILURE, f"{times} of at most {MOST_FAILURES} attempts ended without an answer")
+
+
+def _outdated(made: Sequence[Made], toolchain: Mapping[str, str]) -> Iterator[Renewal]:
+    for one in made:
+        if one.promoted and one.toolchain != toolchain:
+            yield Renewal(one.place, Cause.TOOLCHAIN, f"built by {_changes(one.toolchain, toolchain)}")
+
+
+def _difference(new: Made, old: Made) -> str:
+    return "a later build" if new.toolchain == old.toolchain else _changes(new.toolchain, old.toolchain)
+
+
+def _changes(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """What of `one` is not so in `other`, with the other's word for it."""
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return ", ".join(f"{name} {one.get(name, 'none')} (not {other.get(name, 'none')})" for name in names)
+
+
+def _spelled(place: Place) -> tuple[str, str, str, str]:
+    return (place.blueprint_id, str(place.interface), place.target, place.pipeline)
