@@ -5,8 +5,9 @@ Only what is provable is refused; an operator without a rule here is taken to pa
 
 from collections.abc import Callable, Iterator, Sequence
 
-from esper.blueprint.canonical import Canonical, Step, canonical
+from esper.blueprint.canonical import Canonical, canonical
 from esper.blueprint.ir import Graph
+from esper.blueprint.redundant import redundant
 from esper.tezzeret.birth import zeros_at_birth
 
 # (which inputs are zero, which of the given parameters are) -> which inputs a gradient of the result reaches
@@ -14,13 +15,11 @@ Passes = Callable[[Sequence[bool], Sequence[bool]], Sequence[bool]]
 # The same -> which parameters it reaches.
 Reaches = Callable[[Sequence[bool], Sequence[bool]], Sequence[bool]]
 
-_IDEMPOTENT = frozenset({"relu", "channel_norm"})
-
 
 def bad_patterns(graph: Graph) -> tuple[str, ...]:
     """Every pattern found; empty: none. Raises InvalidBlueprint where the graph is not well formed."""
     form = canonical(graph)
-    return (*_dead(form), *_repeated(form))
+    return (*_dead(form), *redundant(graph))
 
 
 def _dead(form: Canonical) -> Iterator[str]:
@@ -48,22 +47,6 @@ def _learning(form: Canonical) -> bool:
         for i, passed in zip(step.inputs, passes(inputs, parameters), strict=True):
             reached[i] = reached[i] or passed
     return False
-
-
-def _repeated(form: Canonical) -> Iterator[str]:
-    """f(f(x)) = f(x) but for parameters of the inner one, which the outer one undoes."""
-    for step in form.steps:
-        inner = _made_by(form, step.inputs[0])
-        if inner is None or inner.node.operator != step.node.operator or step.node.operator not in _IDEMPOTENT:
-            continue
-        if not inner.parameters:
-            name = step.node.operator
-            yield f"node {step.node.name!r} does {name} to the result of {name}, which changes nothing; leave one out"
-
-
-def _made_by(form: Canonical, value: int) -> Step | None:
-    """None: the graph's input."""
-    return form.steps[value - 1] if value else None
 
 
 def _weighted(inputs: Sequence[bool], parameters: Sequence[bool]) -> tuple[bool, ...]:

@@ -13,6 +13,7 @@ from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parame
 from esper.blueprint.lower import lower
 from esper.blueprint.matching import match
 from esper.blueprint.operators import OPERATORS
+from esper.blueprint.redundant import IDEMPOTENT
 from esper.karn.templates import TEMPLATES
 from esper.tezzeret import patterns
 from esper.tezzeret.check import check
@@ -39,7 +40,7 @@ def test_no_library_blueprint_has_one(title):
 
 def test_rules_are_of_operators_there_are():
     assert patterns._RULES.keys() <= OPERATORS.keys()
-    assert OPERATORS.keys() >= patterns._IDEMPOTENT
+    assert OPERATORS.keys() >= IDEMPOTENT
 
 
 def test_one_factor_of_a_low_rank_pair_must_be_awake():
@@ -67,7 +68,7 @@ def test_a_product_of_zeros_is_dead(made, dead):
 def test_what_is_done_twice_changes_nothing():
     twice = graph(Node("a", "relu", (INPUT,)), Node("b", "relu", ("a",)), scale("c", "b", "z"))
     (reason,) = bad_patterns(twice)
-    assert reason == "node 'b' does relu to the result of relu, which changes nothing; leave one out"
+    assert reason == "node 'b' repeats the relu it takes its input from; leave one out"
     assert bad_patterns(graph(Node("a", "relu", (INPUT,)), Node("b", "tanh", ("a",)), scale("c", "b", "z"))) == ()
 
 
