@@ -15,6 +15,7 @@ from esper.blueprint.interface import Interface
 from esper.blueprint.ir import Graph
 from esper.blueprint.lower import Lowered, lower
 from esper.blueprint.matching import match
+from esper.blueprint.redundant import redundant
 from esper.errors import InvalidBlueprint
 
 POSITIONS = 256  # a batch element is taken to have, because attention's cost grows with them
@@ -39,6 +40,8 @@ def feasible(graph: Graph, interface: Interface, limits: Limits = Limits()) -> t
         return False, str(error)
     if not fits:
         return False, reason
+    if idle := redundant(graph):
+        return False, idle[0]
     if len(graph.nodes) > limits.max_nodes:
         return False, f"{len(graph.nodes)} nodes, at most {limits.max_nodes}"
     cost = infer(graph, interface, POSITIONS if interface.kind.position_dims else 1)

@@ -6,7 +6,7 @@ operator that maps zero to zero is given it. What is not known to be zero counts
 
 from collections.abc import Callable, Sequence
 
-from esper.blueprint.canonical import canonical
+from esper.blueprint.canonical import Canonical, canonical
 from esper.blueprint.ir import Graph, Initialiser
 
 # (which inputs are zero, which of the given parameters start at zero) -> whether the result is zero
@@ -45,14 +45,19 @@ RULES: dict[str, Rule] = {
 }
 
 
+def zeros_at_birth(form: Canonical) -> tuple[list[bool], list[bool]]:
+    """(which values are zero, the input first; which parameters start from zeros)."""
+    zero, first = [False], [parameter.initialiser is Initialiser.ZEROS for parameter in form.parameters]
+    for step in form.steps:
+        rule = RULES[step.node.operator]
+        zero.append(rule([zero[i] for i in step.inputs], [first[i] for i in step.parameters]))
+    return zero, first
+
+
 def zero_at_birth(graph: Graph) -> tuple[bool, str]:
     """(answer, reason). Raises InvalidBlueprint where the graph is not well formed."""
     form = canonical(graph)
-    zero = [False]  # the input is anything
-    for step in form.steps:
-        inputs = [zero[i] for i in step.inputs]
-        parameters = [form.parameters[i].initialiser is Initialiser.ZEROS for i in step.parameters]
-        zero.append(RULES[step.node.operator](inputs, parameters))
+    zero, _ = zeros_at_birth(form)
     if zero[-1]:
         return True, "the output is zero at birth"
     last = form.steps[-1].node

@@ -7,6 +7,7 @@ from esper.blueprint.interface import Interface
 from esper.blueprint.ir import Graph
 from esper.blueprint.matching import match
 from esper.tezzeret.birth import zero_at_birth
+from esper.tezzeret.patterns import bad_patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ def check(
 def birth_reasons(graph: Graph) -> tuple[str, ...]:
     """What is wrong with the blueprint whatever the interface."""
     fine, reason = zero_at_birth(graph)
-    return () if fine else (reason,)
+    return (*(() if fine else (reason,)), *bad_patterns(graph))
 
 
 def fit_reasons(

@@ -61,12 +61,27 @@ def test_operators_make_or_keep_zero_as_their_formula_says(made, zero):
     assert zero or made.output in reason
 
 
+def with_tail(graph: Graph, operators: list[str]) -> Graph:
+    """`graph`, scaled by zeros, and then what may keep that zero, or not."""
+    out = graph.output
+    nodes = [*graph.nodes, Node("tail", "scale", (out,), ("zeros",))]
+    for number, operator in enumerate(operators):
+        inputs = (nodes[-1].name, out) if operator in ("add", "mul") else (nodes[-1].name,)
+        nodes.append(Node(f"tail{number}", operator, inputs))
+    zeros = Parameter("zeros", (CHANNELS,), Initialiser.ZEROS)
+    return Graph(tuple(nodes), (*graph.parameters, zeros), nodes[-1].name)
+
+
+TAILS = st.lists(st.sampled_from(["relu", "tanh", "channel_norm", "sigmoid", "add", "mul"]), max_size=3)
+
+
 @settings(max_examples=100)
-@given(graph=graphs(), data=st.data())
-def test_what_is_said_to_be_zero_is_zero(graph, data):
-    """Random graphs of which most parameters start from zeros."""
-    starts = st.sampled_from([Initialiser.ZEROS] * 3 + [Initialiser.ONES])
+@given(graph=graphs(), tail=TAILS, data=st.data())
+def test_what_is_said_to_be_zero_is_zero(graph, tail, data):
+    """Random graphs of which many parameters start from zeros."""
+    starts = st.sampled_from([Initialiser.ZEROS, Initialiser.ONES])
     graph = replace(graph, parameters=tuple(replace(p, initialiser=data.draw(starts)) for p in graph.parameters))
+    graph = with_tail(graph, tail)
     said, _ = zero_at_birth(graph)
     event(f"said to be zero: {said}")
     if not said:
