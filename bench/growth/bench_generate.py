@@ -29,7 +29,7 @@ from esper.karn.predict import Measurement, fit
 from esper.kasmina.wrap import wrap
 from esper.tezzeret.check import check
 from esper.tezzeret.compile import build
-from esper.urabrask.checks import CHECKS
+from esper.urabrask.gauntlet import CHECKS
 from esper.urabrask.measure import measure_memory, measure_speed
 from esper.urabrask.subject import Subject, prepare
 

@@ -26,6 +26,7 @@ def _bind(step: Step, inputs: list[Value], interface: Interface) -> Binding:
     def resolve(size: Dimension) -> int:
         return size.resolve(interface.channels)
 
+    roles = OPERATORS[step.node.operator].roles
     return Binding(
         kind=interface.kind,
         causal=interface.causal,
@@ -34,6 +35,7 @@ def _bind(step: Step, inputs: list[Value], interface: Interface) -> Binding:
         extent=step.value.extent,
         parameter_count=len(step.parameters),
         attributes={k: resolve(v) if isinstance(v, Dimension) else v for k, v in step.attributes.items()},
+        parameter_sizes=tuple(tuple(map(resolve, role.shape(tuple(inputs), step.attributes))) for role in roles),
     )
 
 
