@@ -8,6 +8,7 @@ from esper.blueprint.canonical import Canonical, Step, canonical
 from esper.blueprint.check import shape_text
 from esper.blueprint.ir import INPUT, Graph
 from esper.blueprint.operators import OPERATORS
+from esper.blueprint.text import settings_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,8 @@ def _key(step: Step) -> tuple[str, str]:
 
 def _lone(mark: str, form: Canonical, i: int) -> Change:
     step = form.steps[i - 1]
-    settings = "".join(f" {name}={value}" for name, value in sorted(step.attributes.items()))
     inputs = ", ".join(_name(form, source) for source in step.inputs)
-    return Change(mark, f"{step.node.name} = {step.node.operator}({inputs}){settings}")
+    return Change(mark, f"{step.node.name} = {step.node.operator}({inputs}) {settings_text(step)}".rstrip())
 
 
 def _node(

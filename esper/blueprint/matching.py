@@ -51,7 +51,10 @@ def _obstacles(form: Canonical, interface: Interface) -> Iterator[str]:
         operator = OPERATORS[step.node.operator]
         what = f"node {step.node.name!r}: {operator.name}"
         if interface.kind not in operator.kinds:
-            yield f"{what} needs positions; {interface} has none"
+            dims = interface.kind.position_dims
+            yield f"{what} needs positions" + (
+                f" in one order; {interface} has two" if dims else f"; {interface} has none"
+            )
         elif interface.causal and not operator.can_be_causal:
             yield f"{what} looks at later positions; {interface} forbids it"
         elif reason := operator.fits(binding):

@@ -8,6 +8,7 @@ from esper.blueprint.check import shape_text
 from esper.blueprint.ir import INPUT, Graph
 from esper.blueprint.layout import Box, Layout, layout
 from esper.blueprint.signature import Extent
+from esper.blueprint.text import settings_text
 
 MARGIN, LINE, PAD, CHARACTER = 16.0, 15.0, 8.0, 6.7  # of the picture, a text line, inside a box, a character's width
 # a style sheet inside a page is the whole page's: every rule is bound to the picture's class
@@ -55,7 +56,7 @@ def picture(graph: Graph, name: str = "") -> str:
 
 def _text(step: Step, form: Canonical) -> list[str]:
     """The lines in a node's box."""
-    settings = " ".join(f"{name}={value}" for name, value in sorted(step.attributes.items()))
+    settings = settings_text(step)
     parameters = [form.parameters[place] for place in step.parameters]
     pooled = " pooled" if step.value.extent is Extent.POOLED else ""
     return [
