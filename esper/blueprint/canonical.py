@@ -74,7 +74,7 @@ def _expressions(graph: Graph) -> list[_Expression]:
         commutative = OPERATORS[node.operator].commutative
         if commutative:
             inputs = tuple(sorted(inputs))
-        settings = _settings(checked.attributes[node.name])
+        settings = _settings(node.operator, checked.attributes[node.name])
         key = (node.operator, inputs, node.parameters, settings)
         if key not in seen:
             found.append(_Expression(node, commutative, inputs, settings))
@@ -83,8 +83,10 @@ def _expressions(graph: Graph) -> list[_Expression]:
     return found
 
 
-def _settings(attributes: Mapping[str, Attribute]) -> str:
-    return ",".join(f"{name}={_attribute(value)}" for name, value in sorted(attributes.items()))
+def _settings(operator: str, attributes: Mapping[str, Attribute]) -> str:
+    silent = {(s.name, s.default) for s in OPERATORS[operator].settings if s.implied}
+    written = ((name, value) for name, value in sorted(attributes.items()) if (name, value) not in silent)
+    return ",".join(f"{name}={_attribute(value)}" for name, value in written)
 
 
 def _attribute(value: Attribute) -> str:

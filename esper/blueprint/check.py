@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar
 from torch import nn
 
 from esper.blueprint.ir import CHANNELS, INPUT, VERSION, Attribute, Dimension, Graph, Initialiser, Node, Parameter
-from esper.blueprint.operators import OPERATORS
+from esper.blueprint.operators import OPERATORS, REFUSED
 from esper.blueprint.signature import Extent, Operator, Value
 from esper.errors import InvalidBlueprint
 
@@ -91,7 +91,8 @@ def _check_node(path: str, node: Node, nodes: Mapping[str, Node], parameters: Ma
     what = f"node {node.name!r}"
     operator = OPERATORS.get(node.operator)
     if operator is None:
-        _refuse(f"{path}.operator", f"{what}: operator {node.operator!r} is unknown; known: {', '.join(OPERATORS)}")
+        why = REFUSED.get(node.operator) or f"known: {', '.join(OPERATORS)}"
+        _refuse(f"{path}.operator", f"{what}: operator {node.operator!r} is unknown; {why}")
     if len(node.inputs) != operator.arity:
         _refuse(f"{path}.inputs", f"{what}: {node.operator} takes {operator.arity} inputs, got {len(node.inputs)}")
     for name in node.inputs:

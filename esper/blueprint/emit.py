@@ -93,14 +93,27 @@ def _value(parameter: Parameter, shape: tuple[int, ...], interface: Interface) -
 
 def _body(concrete: Plan, parameters: list[str], indent: str) -> str:
     """One assignment per step and the return. Locals carry the nodes' names where these are free."""
-    names, taken, lines = ["x"], {*_TAKEN, *parameters}, []
+    names, taken, lines = ["x"], {*_TAKEN, *parameters}, list[str]()
     for step, form in zip(concrete.form.steps, concrete.forms(), strict=True):
-        local = step.node.name
-        while local in taken:
-            local += "_"
+        local = _free(step.node.name, taken)
         arguments = [names[i] for i in step.inputs] + [parameters[i] for i in step.parameters]
-        expression = form.source.format(*arguments).replace("\n", f"\n{indent}")
-        lines.append(f"{indent}{local} = {expression}\n")
-        taken.add(local)
+        words: dict[str, str] = {}
+        for word, source in form.before:
+            words[word] = _free(f"{local}_{word}", taken)
+            lines.append(_line(words[word], source, arguments, words, indent))
+        lines.append(_line(local, form.source, arguments, words, indent))
         names.append(local)
     return "".join(lines) + f"{indent}return {names[-1]}\n"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or a longer one that is not taken; it is taken from then on."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _line(name: str, source: str, arguments: list[str], words: dict[str, str], indent: str) -> str:
+    expression = source.format(*arguments, **words).replace("\n", f"\n{indent}")
+    return f"{indent}{name} = {expression}\n"

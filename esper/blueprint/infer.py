@@ -2,10 +2,8 @@
 
 Counting: a multiply-add is 2 operations; matrix products and convolutions count as
 torch.utils.flop_counter counts them (a convolution's taps outside the input and the
-masked half of causal attention count). Elementwise operators count 1 for each
-element of their result, whatever the function; a bias counts 1 for each element it is
-added to; channel_norm 5 (and 1 for a weight, 1 for a bias); pool_mean 1 for each
-element of its input; attention's softmax 5 for each score.
+masked part of attention's scores count). Elementwise operators count 1 for each element of
+their result, whatever the function; the others as the table in docs/blueprint-ir.md says.
 """
 
 import math

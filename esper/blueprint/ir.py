@@ -41,6 +41,47 @@ class Dimension:
         """The size for an interface of so many channels."""
         return max(self.minimum, channels * self.multiply // self.divide) if self.of_channels else self.minimum
 
+    def times(self, count: int) -> "Dimension":
+        """The size of `count` of this one side by side. Raises InvalidBlueprint where that is out of bounds.
+
+        Of the channels it is exact where no part of a channel was rounded away; operators check that at the interface.
+        """
+        if not self.of_channels:
+            return Dimension(minimum=self.minimum * count)
+        common = math.gcd(count, self.divide)
+        # a minimum of 1 says no more than that a size is none: it stays
+        minimum = 1 if self.minimum == 1 else self.minimum * count
+        return Dimension(True, self.multiply * (count // common), self.divide // common, minimum)
+
+    def part(self, count: int) -> "Dimension":
+        """The size of one of `count` equal parts. Raises InvalidBlueprint for a constant that has none.
+
+        Of the channels it is rounded down; operators check at the interface that nothing is left over.
+        """
+        if not self.of_channels:
+            if self.minimum % count:
+                raise InvalidBlueprint(f"{self} channels have no {count} equal parts")
+            return Dimension(minimum=self.minimum // count)
+        common = math.gcd(count, self.multiply)
+        minimum = max(1, self.minimum // count)
+        return Dimension(True, self.multiply // common, self.divide * (count // common), minimum)
+
+    def plus(self, other: "Dimension") -> "Dimension":
+        """The size of both side by side. Raises InvalidBlueprint where no dimension says it for every channel count.
+
+        Of the channels it is exact where no part of a channel was rounded away; operators check that at the interface.
+        """
+        if self == other:
+            return self.times(2)
+        if not self.of_channels and not other.of_channels:
+            return Dimension(minimum=self.minimum + other.minimum)
+        if not (self.of_channels and other.of_channels and self.minimum == other.minimum == 1):
+            raise InvalidBlueprint(f"{self} and {other} channels have no sum that is one size of the channels")
+        divide = math.lcm(self.divide, other.divide)
+        multiply = self.multiply * (divide // self.divide) + other.multiply * (divide // other.divide)
+        common = math.gcd(multiply, divide)
+        return Dimension(True, multiply // common, divide // common)
+
     def __str__(self) -> str:
         """For people: "8", "4c", "c/4" (at least 1), "max(4, c/4)"."""
         if not self.of_channels:

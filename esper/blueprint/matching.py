@@ -26,6 +26,7 @@ def _bind(step: Step, inputs: list[Value], interface: Interface) -> Binding:
     def resolve(size: Dimension) -> int:
         return size.resolve(interface.channels)
 
+    roles = OPERATORS[step.node.operator].roles
     return Binding(
         kind=interface.kind,
         causal=interface.causal,
@@ -34,6 +35,7 @@ def _bind(step: Step, inputs: list[Value], interface: Interface) -> Binding:
         extent=step.value.extent,
         parameter_count=len(step.parameters),
         attributes={k: resolve(v) if isinstance(v, Dimension) else v for k, v in step.attributes.items()},
+        parameter_sizes=tuple(tuple(map(resolve, role.shape(tuple(inputs), step.attributes))) for role in roles),
     )
 
 
@@ -49,7 +51,10 @@ def _obstacles(form: Canonical, interface: Interface) -> Iterator[str]:
         operator = OPERATORS[step.node.operator]
         what = f"node {step.node.name!r}: {operator.name}"
         if interface.kind not in operator.kinds:
-            yield f"{what} needs positions; {interface} has none"
+            dims = interface.kind.position_dims
+            yield f"{what} needs positions" + (
+                f" in one order; {interface} has two" if dims else f"; {interface} has none"
+            )
         elif interface.causal and not operator.can_be_causal:
             yield f"{what} looks at later positions; {interface} forbids it"
         elif reason := operator.fits(binding):

@@ -1,10 +1,32 @@
 """The operator set, version 1: the one table that checking, cost, lowering, source and documentation read."""
 
-from esper.blueprint import pointwise, positional, weighted
+from esper.blueprint import (
+    activations,
+    attention,
+    convolution,
+    encodings,
+    mixture,
+    moves,
+    norms,
+    pointwise,
+    pooling,
+    weighted,
+)
 from esper.blueprint.signature import Operator
 
-_ROWS = weighted.ROWS + positional.ROWS + pointwise.ROWS
+_FAMILIES = (weighted, mixture, convolution, attention, activations, norms, pointwise, pooling, moves, encodings)
+_ROWS = [row for family in _FAMILIES for row in family.ROWS]
 OPERATORS: dict[str, Operator] = {row.name: row for row in sorted(_ROWS, key=lambda row: row.name)}
+
+# what people look for and does not exist, with the reason
+_ONLY_A_FUNCTION = "a graft is a function of its parameters and its input alone, the same in every form of it"
+REFUSED = {
+    "dropout": f"{_ONLY_A_FUNCTION}, and a random mask is not; grafts are kept small by the verdict instead",
+    "batch_norm": (
+        f"{_ONLY_A_FUNCTION}, and this one depends on the rest of the batch and on running averages; "
+        "use channel_norm, rms_norm, group_norm or position_norm"
+    ),
+}
 
 
 def operator_table() -> str:
@@ -26,5 +48,8 @@ def _row(operator: Operator) -> str:
 
 def _setting(operator: Operator) -> list[str]:
     return [
-        f"`{s.name}`: {s.rule}" + (f"; default {s.default}" if s.default is not None else "") for s in operator.settings
+        f"`{s.name}`: {s.rule}"
+        + (f"; default {s.default}" if s.default is not None else "")
+        + (", implied" if s.implied else "")
+        for s in operator.settings
     ]

@@ -75,7 +75,10 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An attribute: its type, its bounds, and its default where it may be left out."""
+    """An attribute: its type, its bounds, and its default where it may be left out.
+
+    `implied`: left out of the canonical form where it has its default, because graphs were written before it was there.
+    """
 
     name: str
     type: type[int] | type[float] | type[str] | type[Dimension]
@@ -84,6 +87,7 @@ class Setting:
     high: float = math.inf
     odd: bool = False
     words: tuple[str, ...] = ()
+    implied: bool = False
 
     @property
     def rule(self) -> str:
@@ -125,6 +129,7 @@ class Binding:
     extent: Extent  # of the result
     parameter_count: int  # how many parameters were given; optional ones come last
     attributes: Mapping[str, int | float | str]
+    parameter_sizes: tuple[tuple[int, ...], ...] = ()  # as declared, by role; all that the operator could be given
 
     def integer(self, name: str) -> int:
         value = self.attributes[name]
@@ -138,10 +143,14 @@ def csv(sizes: Iterable[int]) -> str:
 
 
 class Form(NamedTuple):
-    """An operator at an interface: called on inputs then parameters, and as source with {0}, {1}, ... for these."""
+    """An operator at an interface: called on inputs then parameters, and as source with {0}, {1}, ... for these.
+
+    `before`: (word, source) of values that are computed first; what follows writes {word} for them.
+    """
 
     call: Callable[..., Tensor]
     source: str
+    before: tuple[tuple[str, str], ...] = ()
 
 
 def _always(_binding: Binding) -> str:

@@ -117,8 +117,8 @@ async def search(options: argparse.Namespace, channel: Any) -> str:
         max_risk=options.max_risk,
         min_interest=options.min_interest,
         interest_weight=options.interest,
-        descends_from_blueprint_id=await _blueprint(options.descends_from, channel),
-        ancestor_of_blueprint_id=await _blueprint(options.ancestor_of, channel),
+        descends_from_blueprint_id=await blueprint_named(options.descends_from, channel),
+        ancestor_of_blueprint_id=await blueprint_named(options.ancestor_of, channel),
         limit=_natural("--limit", options.limit),
     )
     return text.matches((await _stub(channel).SearchKernels(request)).matches)
@@ -144,10 +144,10 @@ async def lineage_of(options: argparse.Namespace, channel: Any) -> str:
     way = pb.LINEAGE_DIRECTION_DESCENDANTS if options.descendants else pb.LINEAGE_DIRECTION_ANCESTORS
     request = pb.GetLineageRequest(
         page=PageRequest(size=_PAGE),
-        blueprint_id=await _blueprint(options.name, channel),
+        blueprint_id=await blueprint_named(options.name, channel),
         direction=way,
         max_depth=_natural("--depth", options.depth),
-        common_with_blueprint_id=await _blueprint(options.common, channel),
+        common_with_blueprint_id=await blueprint_named(options.common, channel),
     )
     reply = await _stub(channel).GetLineage(request)
     more = f"\nthe first {_PAGE}; there are more, ask with --depth" if reply.page.next_token else ""
@@ -236,7 +236,7 @@ async def _all(channel: Any, what: str, request: Any) -> list[Any]:
         request.page.token = reply.page.next_token
 
 
-async def _blueprint(name: str, channel: Any) -> str:
+async def blueprint_named(name: str, channel: Any) -> str:
     """Id of a blueprint; empty for an empty name."""
     if not name:
         return ""

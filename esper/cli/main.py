@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from esper.cli import control, doctor, library, runs, services, training
+from esper.cli import blueprint, control, doctor, library, runs, services, training
 from esper.errors import EsperError
 
-_COMMANDS = (training, services, runs, control, library, doctor)
+_COMMANDS = (training, services, runs, control, library, blueprint, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Fold a fossil into its site's own weights where algebra allows.
 
 A branch is affine over channels at each position if its graph holds nothing but
-channel-wise linear maps, scales and sums: g(h) = M h + c. Then h + g(h) = (I + M) h + c
+channel-wise linear maps, scales, sums and moves of channels: g(h) = M h + c. Then h + g(h) = (I + M) h + c
 is absorbed by a Linear or Conv (rows of the weight are output channels), and by a norm
 where M is diagonal. Spatial convolutions are not folded: zero padding at the border
 would see other values. The fold is computed in float64 and is exact to rounding.
@@ -16,7 +16,7 @@ from esper.blueprint.lower import Lowered
 from esper.host.graft import Graft, Strategy
 from esper.host.sites import Site
 
-_AFFINE = {"linear", "scale", "add"}
+_AFFINE = {"linear", "low_rank", "scale", "bias", "add", "split", "concat", "channel_shuffle"}
 _DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm)
 

@@ -53,7 +53,9 @@ def draw_attributes(row: Operator, channels: Dimension, rng: Random) -> dict[str
     drawn: dict[str, Attribute] = {}
     for setting in row.settings:
         choices: list[Attribute]
-        if setting.type is Dimension:
+        if setting.implied and setting.default is not None and rng.random() < 0.5:
+            choices = [setting.default]
+        elif setting.type is Dimension:
             choices = [*SIZES, channels, channels, channels]
         elif setting.type is str:
             choices = list(setting.words)
@@ -83,6 +85,9 @@ def result(
         extent=value.extent,
         parameter_count=parameters,
         attributes={k: v.resolve(at) if isinstance(v, Dimension) else v for k, v in filled.items()},
+        parameter_sizes=tuple(
+            tuple(size.resolve(at) for size in role.shape(tuple(inputs), filled)) for role in row.roles
+        ),
     )
     return None if row.fits(binding) else value
 
@@ -153,8 +158,8 @@ def settled(graph: Graph) -> frozenset[str]:
     starts, found = starts_of(graph), set[str]()
     for node in check(graph).order:
         row = OPERATORS[node.operator]
-        weight = next((p for r, p in zip(row.roles, node.parameters, strict=False) if r.name != "bias"), None)
-        if (weight and starts[weight] is Initialiser.ZEROS) or found & set(node.inputs):
+        weights = [p for r, p in zip(row.roles, node.parameters, strict=False) if r.name.endswith("weight")]
+        if any(starts[weight] is Initialiser.ZEROS for weight in weights) or found & set(node.inputs):
             found.add(node.name)
     return frozenset(found)
 

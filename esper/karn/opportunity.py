@@ -18,6 +18,10 @@ DEAD_RATIO = 0.1  # of channels, from which an activation is worth changing
 _ACTIVATIONS = ("relu", "gelu", "silu", "swish", "tanh", "sigmoid", "activation")
 
 
+# operators without parameters at one position that are no activation
+_LINEAR = {"add", "mul", "split", "concat", "channel_shuffle", "broadcast", "rotary", "sinusoid"}
+
+
 class Opportunity(enum.Enum):
     """What a site could be grown for."""
 
@@ -87,9 +91,8 @@ def answers(graph: Graph, interface: Interface, kind: Opportunity) -> tuple[bool
     if kind is Opportunity.NORMALISATION:
         return _has(sorted(o for o in operators if "norm" in o), "a normalisation")
     if kind is Opportunity.ACTIVATION:
-        linear = {"add", "mul", "scale", "linear"}
         plain = {o for o in operators if not OPERATORS[o].roles and not OPERATORS[o].mixes_positions}
-        return _has(sorted(plain - linear), "an activation")
+        return _has(sorted(plain - _LINEAR), "an activation")
     if kind is Opportunity.DECOMPOSITION:
         return _has(_narrow(graph, interface), "a width below the input's before its end")
     matrices = sum(len(p.shape) >= 2 for p in graph.parameters)

@@ -51,7 +51,7 @@ def first_weights(body: Lowered, generator: torch.Generator, strategy: Strategy)
         place
         for step in form.steps
         for role, place in zip(OPERATORS[step.node.operator].roles, step.parameters, strict=False)
-        if role.name == "weight"
+        if role.name.endswith("weight")
     }
     with torch.no_grad():
         for place, tensor in enumerate(body.ordered_parameters()):

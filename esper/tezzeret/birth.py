@@ -28,20 +28,53 @@ def _unary(inputs: Sequence[bool], _parameters: Sequence[bool]) -> bool:
     return inputs[0]
 
 
+def _low_rank(inputs: Sequence[bool], parameters: Sequence[bool]) -> bool:
+    """up . down . x + bias."""
+    return (inputs[0] or parameters[0] or parameters[1]) and all(parameters[2:])
+
+
+def _mixture(inputs: Sequence[bool], parameters: Sequence[bool]) -> bool:
+    """share . expert . x + bias; the router alone makes nothing zero."""
+    return (inputs[0] or parameters[1]) and all(parameters[2:])
+
+
+def _never(_inputs: Sequence[bool], _parameters: Sequence[bool]) -> bool:
+    """f(0) is not 0."""
+    return False
+
+
+def _all_zero(inputs: Sequence[bool], parameters: Sequence[bool]) -> bool:
+    """Zero where everything it takes is."""
+    return all(inputs) and all(parameters)
+
+
 RULES: dict[str, Rule] = {
     "linear": _weighted,
     "conv": _weighted,
     "scale": _weighted,
+    "low_rank": _low_rank,
+    "mixture": _mixture,
     "channel_norm": _norm,
-    "add": lambda inputs, _: all(inputs),
+    "rms_norm": _norm,
+    "group_norm": _norm,
+    "position_norm": _norm,
+    "add": _all_zero,
+    "bias": _all_zero,
+    "concat": _all_zero,
     "mul": lambda inputs, _: any(inputs),
     "attention": lambda inputs, _: inputs[2],  # a weighted mean of the values
-    "relu": _unary,
-    "gelu": _unary,
-    "silu": _unary,
-    "tanh": _unary,
-    "pool_mean": _unary,
-    "sigmoid": lambda _inputs, _parameters: False,  # sigmoid(0) = 1/2
+    "sigmoid": _never,  # 1/2
+    "softplus": _never,  # log 2
+    "softmax": _never,  # 1 over the channels
+    "sinusoid": _never,
+    **dict.fromkeys(
+        (
+            *("relu", "relu6", "gelu", "gelu_tanh", "silu", "hardswish", "mish", "tanh", "sine", "leaky_relu", "elu"),
+            *("prelu", "glu", "pool_mean", "pool_max", "local_mean", "local_max", "broadcast"),
+            *("split", "channel_shuffle", "shift", "flip", "rotary"),
+        ),
+        _unary,
+    ),
 }
 
 

@@ -32,6 +32,12 @@ def graph(*nodes, parameters=(), output=None):
 REFUSED = {
     "version": (replace(graph(Node("a", "relu")), version=2), "version is 2; this operator set is version 1"),
     "operator": (graph(Node("a", "fft")), "node 'a': operator 'fft' is unknown; known: add, attention"),
+    "dropout": (
+        graph(Node("a", "dropout")),
+        "node 'a': operator 'dropout' is unknown; a graft is a function of its parameters and its input alone, "
+        "the same in every form of it, and a random mask is not",
+    ),
+    "batch norm": (graph(Node("a", "batch_norm")), "operator 'batch_norm' is unknown; .*; use channel_norm, rms_norm"),
     "arity": (graph(Node("a", "add", (INPUT,))), "node 'a': add takes 2 inputs, got 1"),
     "unknown input": (graph(Node("a", "relu", ("b",))), "node 'a': input 'b' is no node of the graph"),
     "no parameter": (graph(linear(parameters=())), "node 'a': linear takes 1 to 2 parameters, got 0"),
@@ -94,8 +100,8 @@ REFUSED = {
         "attribute 'heads' is True; it must be a whole number, 1 to 64",
     ),
     "word": (
-        graph(Node("a", "conv", (INPUT,), ("w",), (OUT, ("kernel", 3), ("groups", "2"))), parameters=[weight()]),
-        "attribute 'groups' is '2'; it must be one of dense, depthwise",
+        graph(Node("a", "conv", (INPUT,), ("w",), (OUT, ("kernel", 3), ("groups", "3"))), parameters=[weight()]),
+        "attribute 'groups' is '3'; it must be one of dense, depthwise, 2, 4, 8, 16",
     ),
     "even kernel": (
         graph(Node("a", "conv", (INPUT,), ("w",), (OUT, ("kernel", 4))), parameters=[weight()]),
@@ -145,6 +151,43 @@ REFUSED = {
             parameters=[weight(shape=(HALF, constant(1), constant(3)))],
         ),
         "node 'a': conv: depthwise with out c/2; it must equal the input's c",
+    ),
+    "parts of a constant": (
+        graph(
+            linear(attributes=(("out", constant(3)),)),
+            Node("b", "split", ("a",), (), (("part", 0), ("parts", 2))),
+            parameters=[weight(shape=(constant(3), CHANNELS))],
+        ),
+        "node 'b': split: 3 channels have no 2 equal parts",
+    ),
+    "part that is none": (
+        graph(Node("a", "split", attributes=(("part", 2), ("parts", 2)))),
+        "node 'a': split: part 2 of 2; parts are counted from 0",
+    ),
+    "a pooled and a full part": (
+        graph(Node("a", "pool_mean"), Node("b", "concat", ("a", INPUT))),
+        "node 'b': concat: one input is pooled and the other is not; give the pooled one to all with broadcast",
+    ),
+    "a sum that is no dimension": (
+        graph(
+            linear(attributes=(("out", constant(3)),)),
+            Node("b", "concat", ("a", INPUT)),
+            parameters=[weight(shape=(constant(3), CHANNELS))],
+        ),
+        "node 'b': concat: 3 and c channels have no sum that is one size of the channels",
+    ),
+    "broadcast of what is full": (
+        graph(Node("a", "broadcast", (INPUT, INPUT))),
+        "node 'a': broadcast: its first input has all positions already; it needs one that is pooled",
+    ),
+    "a shift by nothing": (graph(Node("a", "shift", attributes=(("by", 0),))), "shift: by is 0, which moves nothing"),
+    "halves of an odd constant": (
+        graph(
+            linear(attributes=(("out", constant(3)),)),
+            Node("b", "glu", ("a",)),
+            parameters=[weight(shape=(constant(3), CHANNELS))],
+        ),
+        "node 'b': glu: 3 channels have no 2 equal parts",
     ),
     "name of the module's": (
         graph(linear(parameters=("half",)), parameters=[weight("half")]),

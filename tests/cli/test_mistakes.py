@@ -22,6 +22,7 @@ COMMANDS = (
     "resume",
     "explain",
     "library",
+    "blueprint",
 )
 
 
@@ -67,6 +68,8 @@ def test_no_command_and_an_unknown_one_list_what_there_is(refused):
         (("seed", "cull", "run"), ("seed",)),
         (("library", "lend"), ("lend", "list", "search", "show", "lineage", "aliases", "verify", "curate")),
         (("library", "search", "map3d", "8"), ("map3d", "map2d")),
+        (("blueprint", "draw"), ("draw", "show", "diff", "new")),
+        (("blueprint", "new", "a.txt", "--kind", "map3d"), ("map3d", "vector", "tokens", "map1d", "map2d")),
     ],
     ids=lambda value: " ".join(value),
 )

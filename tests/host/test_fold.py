@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter
+from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter, of_channels
 from esper.blueprint.lower import lower
 from esper.host.fold import fold
 from esper.host.forward import attach, detach
@@ -101,6 +101,26 @@ def test_a_sum_of_affine_paths_is_affine():
     )
     model, example, site, graft = folding(*DENSE["conv1d"], "affine")
     graft.body = builders.stir(lower(graph, site.interface))
+    branched = model(example)
+    assert fold(site, graft, model) == ""
+    detach(site, 0)
+    torch.testing.assert_close(model(example), branched, **DOUBLE)
+
+
+def test_a_low_rank_operator_and_moves_of_channels_are_affine():
+    half = of_channels(divide=2)
+    nodes = (
+        Node("thin", "low_rank", (INPUT,), ("down", "up", "b"), (("out", CHANNELS), ("rank", half))),
+        Node("left", "split", ("thin",), (), (("part", 0), ("parts", 2))),
+        Node("right", "split", (INPUT,), (), (("part", 1), ("parts", 2))),
+        Node("both", "concat", ("right", "left")),
+        Node("mixed", "channel_shuffle", ("both",), (), (("groups", 3),)),
+        Node("moved", "bias", ("mixed",), ("b",)),
+    )
+    shapes = {"down": (half, CHANNELS), "up": (CHANNELS, half), "b": (CHANNELS,)}
+    parameters = tuple(Parameter(name, shape, Initialiser.ZEROS) for name, shape in shapes.items())
+    model, example, site, graft = folding(*DENSE["conv2d"], "affine")
+    graft.body = builders.stir(lower(Graph(nodes, parameters, "moved"), site.interface))
     branched = model(example)
     assert fold(site, graft, model) == ""
     detach(site, 0)
