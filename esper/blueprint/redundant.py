@@ -3,7 +3,7 @@
 from esper.blueprint.ir import Graph
 
 # f(f(x)) = f(x), exactly.
-IDEMPOTENT = frozenset({"relu"})
+IDEMPOTENT = frozenset({"relu", "relu6"})
 
 
 def redundant(graph: Graph) -> tuple[str, ...]:

@@ -58,6 +58,18 @@ def _through_weight(_inputs: Sequence[bool], parameters: Sequence[bool]) -> tupl
     return (not parameters[0],)
 
 
+def _low_rank(inputs: Sequence[bool], parameters: Sequence[bool]) -> tuple[bool, ...]:
+    """Each factor's gradient has the other in it."""
+    down, up, *biases = parameters
+    return (not (inputs[0] or up), not (inputs[0] or down), *[True] * len(biases))
+
+
+def _mixture(inputs: Sequence[bool], parameters: Sequence[bool]) -> tuple[bool, ...]:
+    """The router learns by what the experts answer."""
+    _, experts, *biases = parameters
+    return (not (inputs[0] or experts), not inputs[0], *[True] * len(biases))
+
+
 def _product(inputs: Sequence[bool], _parameters: Sequence[bool]) -> tuple[bool, ...]:
     return (not inputs[1], not inputs[0])
 
@@ -80,6 +92,8 @@ _RULES: dict[str, tuple[Passes, Reaches]] = {
     "linear": (_through_weight, _weighted),
     "conv": (_through_weight, _weighted),
     "scale": (_through_weight, _weighted),
+    "low_rank": (lambda _, parameters: (not (parameters[0] or parameters[1]),), _low_rank),
+    "mixture": (lambda _, parameters: (not parameters[1],), _mixture),
     "mul": (_product, _all_parameters),
     "attention": (_attention, _all_parameters),
 }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esper.blueprint.initialise import initialise
 from esper.blueprint.interface import Interface, Kind
-from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter, constant
+from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter, constant, of_channels
 from esper.blueprint.lower import lower
 from esper.blueprint.matching import match
 from esper.blueprint.operators import OPERATORS
@@ -63,6 +63,29 @@ def test_one_factor_of_a_low_rank_pair_must_be_awake():
 )
 def test_a_product_of_zeros_is_dead(made, dead):
     assert bool(bad_patterns(made)) is dead
+
+
+@pytest.mark.parametrize(("down", "up", "dead"), [("w", "z", False), ("z", "w", False), ("z", "z", True)])
+def test_the_factors_of_a_low_rank_operator_need_each_other(down, up, dead):
+    starts = {"w": Initialiser.LECUN_UNIFORM, "z": Initialiser.ZEROS}
+    factors = (
+        Parameter("down", (NARROW, CHANNELS), starts[down]),
+        Parameter("up", (CHANNELS, NARROW), starts[up]),
+    )
+    node = Node("a", "low_rank", (INPUT,), ("down", "up"), (("rank", NARROW), ("out", CHANNELS)))
+    assert bool(bad_patterns(Graph((node,), factors, "a"))) is dead
+
+
+@pytest.mark.parametrize(("router", "experts", "dead"), [("w", "z", False), ("z", "z", False), ("z", "w", False)])
+def test_experts_learn_whatever_the_router_starts_from(router, experts, dead):
+    starts = {"w": Initialiser.LECUN_UNIFORM, "z": Initialiser.ZEROS}
+    parameters = (
+        Parameter("router", (constant(2), CHANNELS), starts[router]),
+        Parameter("experts", (of_channels(2), CHANNELS), starts[experts]),
+    )
+    settings = (("experts", 2), ("out", CHANNELS))
+    node = Node("a", "mixture", (INPUT,), ("router", "experts"), settings)
+    assert bool(bad_patterns(Graph((node,), parameters, "a"))) is dead
 
 
 def test_what_is_done_twice_changes_nothing():
