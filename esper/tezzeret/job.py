@@ -34,7 +34,7 @@ def compile_job(payload: bytes, _emit: Callable[[bytes], None] = lambda _part: N
         record.artifact_id = artifact.artifact_id
     except EsperError as error:
         record.failure.CopyFrom(codec.write_failure(error))
-    record.toolchain.update(toolchain())
+    record.toolchain.update(toolchain(order.pipeline))
     record.wall_ms = (time.perf_counter() - began) * 1e3
     record.cpu_ms = (time.process_time() - cpu_began) * 1e3
     record.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

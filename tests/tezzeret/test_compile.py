@@ -151,14 +151,21 @@ def test_request_keys_are_equal_for_equal_requests_only():
     assert key() == key(versions=toolchain())
 
 
-@pytest.mark.parametrize("pipeline", ["standard", "aggressive"])
-def test_pipelines_that_are_not_built_name_the_one_that_is(pipeline):
-    with pytest.raises(Unavailable, match=rf"pipeline {pipeline} .* ask for fast"):
-        build(CONV3, MAP, "cpu", pipeline)
+def test_pipelines_that_are_not_built_name_those_that_are():
+    with pytest.raises(Unavailable, match=r"pipeline aggressive .* ask for fast or standard"):
+        build(CONV3, MAP, "sm_90", "aggressive")
+    with pytest.raises(Unavailable, match=r"which run on sm_80, sm_90, sm_100, gfx942; for cpu ask for fast"):
+        build(CONV3, MAP, "cpu", "standard")
+
+
+def test_standard_without_triton_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(compile_module, "triton_version", lambda: "")
+    with pytest.raises(Unavailable, match=r"needs Triton: pip install 'esper\[triton\]' .* or ask for fast"):
+        build(CONV3, MAP, "sm_90", "standard")
 
 
 def test_targets_that_are_not_built_name_the_one_that_is():
-    with pytest.raises(Unavailable, match=r"no kernels are compiled for sm_90 .* ask for cpu"):
+    with pytest.raises(Unavailable, match=r"fast makes no kernels for sm_90; ask for cpu"):
         build(CONV3, MAP, "sm_90", "fast")
     with pytest.raises(InvalidRequest, match="pipeline 'quick' for target 'cpu'"):
         build(CONV3, MAP, "cpu", "quick")
