@@ -110,6 +110,11 @@ def _standard_files(module: Lowered, graph_file: bytes, target: str) -> dict[str
     return {EXPORTED: export_graph(module), **sources, **machine_code_files(regions, concrete, sources, target)}
 
 
+def target_of(pipeline: str, target: str) -> str:
+    """What a forge for `target` compiles a pipeline's artifacts for: TorchScript is the CPU's whatever else is there."""
+    return "cpu" if pipeline == "fast" else target
+
+
 def check_request(target: str, pipeline: str) -> None:
     """Raises InvalidRequest for words nobody knows, Unavailable for what is not built yet; names the remedy."""
     if pipeline not in PIPELINES or target not in TARGETS:

@@ -115,7 +115,7 @@ def test_without_the_architecture_the_same_function_runs_with_the_same_parameter
 
 def test_the_executor_loads_it_on_a_cpu_and_says_why_its_kernels_rest(artifact, tmp_path):
     promoted = sign(artifact, EVALUATION, PROMOTED, {"pipeline": "standard"})
-    cache = KernelCache(tmp_path, lambda _id: promoted, ROOTS)
+    cache = KernelCache(tmp_path, ROOTS, lambda _id: promoted)
     loaded = KernelLoader(cache).load(artifact.artifact_id, INTERFACE, [(2, 5)])
     assert loaded.chosen in ("body", "script")
     assert loaded.why_not_fused == "the kernels are for sm_90 and the device is cpu"
@@ -133,7 +133,7 @@ def test_a_design_with_nothing_to_fuse_is_an_artifact_without_kernels():
     ("name", "data", "said"),
     [
         ("triton/regions.json", b'{"regions":[]', "triton/regions.json"),
-        ("triton/regions.json", b'{"regions":[{}]}', "steps"),
+        ("triton/regions.json", b'{"regions":[{}]}', "inputs is missing"),
         ("triton/notes.txt", b"", "'triton/notes.txt' is none that a pipeline writes"),
         ("triton/region1_sideways.cubin", b"", "is none that a pipeline writes"),
         ("extra.so", b"", "'extra.so' is none that a pipeline writes"),

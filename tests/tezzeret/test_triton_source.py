@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from esper.artifact.agree import TOLERANCE
 from esper.artifact.contents import write_graph_file
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.plan import plan
@@ -22,7 +23,7 @@ from tests.requirements import require
 from tests.tezzeret.fusable import BROADCAST, CASES, CHAIN, GRAPHS
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMITS = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+LIMITS = {torch.float32: TOLERANCE, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 TOKENS = Interface(Kind.TOKENS, 64, torch.bfloat16)
 
 
