@@ -111,7 +111,7 @@ def _standard_files(module: Lowered, graph_file: bytes, target: str) -> dict[str
 
 
 def target_of(pipeline: str, target: str) -> str:
-    """What a forge for `target` compiles a pipeline's artifacts for: TorchScript is the CPU's whatever else is there."""
+    """What a forge for `target` compiles a pipeline for: TorchScript counts as the CPU's, and runs anywhere."""
     return "cpu" if pipeline == "fast" else target
 
 
@@ -124,7 +124,7 @@ def check_request(target: str, pipeline: str) -> None:
         )
     if pipeline == "aggressive":
         raise Unavailable(
-            "pipeline aggressive searches among kernels, which this release does not; ask for fast or standard"
+            "pipeline aggressive searches for kernels, and this release does not; ask for fast or standard"
         )
     if pipeline == "standard" and target not in MACHINE_CODE:
         raise Unavailable(

@@ -27,7 +27,7 @@ class Pipelines:
 
 @dataclass(frozen=True, slots=True)
 class PickOptions:
-    """`worth`: least value for a pipeline, of a design of the library from 0 (nobody asked) to 1 (kept wherever tried)."""
+    """`worth`: least value of a design for a pipeline, from 0 (nobody asked) to 1 (kept wherever it was tried)."""
 
     worth: Mapping[str, float]
     most_waiting_s: float = 30.0
