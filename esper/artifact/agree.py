@@ -23,7 +23,9 @@ _SHAPES = {
 }
 
 
-def check_agreement(graph: Graph, interface: Interface, form: CompiledForm) -> float:
+def check_agreement(
+    graph: Graph, interface: Interface, form: CompiledForm, form_name: str = "TorchScript form"
+) -> float:
     """The largest difference seen, relative to the largest value. Raises KernelFault over TOLERANCE, naming the tensor.
 
     In float32 whatever the interface's type; weights are drawn, so that no gradient is zero because a
@@ -41,7 +43,7 @@ def check_agreement(graph: Graph, interface: Interface, form: CompiledForm) -> f
         for name, seen in zip(tensor_names(reference), differences(got, want), strict=True):
             if not seen <= TOLERANCE:
                 raise KernelFault(
-                    f"the TorchScript form differs from the reference in its {name} by {seen:.3g} of the "
+                    f"the {form_name} differs from the reference in its {name} by {seen:.3g} of the "
                     f"largest value, at most {TOLERANCE:g}; this is a bug of the forge, not of the blueprint"
                 )
             worst = max(worst, seen)

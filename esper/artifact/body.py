@@ -17,6 +17,7 @@ from esper.errors import InvalidRequest
 FORMAT_VERSION = 1
 GRAPH, WEIGHTS, MODULE = "graph.json", "weights.safetensors", "module.pt"
 REQUIRED_FILES = (GRAPH, WEIGHTS, MODULE)
+EXPORTED = "graph.pt2"  # for people and other tools; nothing here reads it
 # Names of the two files that stand beside an artifact's own on disk.
 RESERVED_FILES = ("body.json", "attestations.json")
 

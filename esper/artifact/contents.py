@@ -1,7 +1,8 @@
 """What an artifact's files hold: the graph, the weights and the compiled form. Only verified bytes come here."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import safetensors
@@ -10,13 +11,16 @@ from google.protobuf import json_format
 from torch import Tensor
 
 from esper.api.common.v1 import blueprint_pb2
-from esper.artifact.body import GRAPH, MODULE, WEIGHTS, Body, ParameterEntry
+from esper.artifact.body import EXPORTED, GRAPH, MODULE, REQUIRED_FILES, WEIGHTS, Body, ParameterEntry
+from esper.artifact.regions import REGIONS
 from esper.artifact.script import CompiledForm, load_script
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.codec import read_graph, write_graph
 from esper.blueprint.ir import Graph
 from esper.blueprint.plan import plan
 from esper.errors import Corrupt, InvalidBlueprint
+
+_KERNEL_FILE = re.compile(r"triton/region[1-9][0-9]?(\.py|_(forward|backward)\.(json|cubin|hsaco))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,16 @@ class Contents:
 
 def open_contents(body: Body, files: Mapping[str, bytes]) -> Contents:
     """Interpret the files of a verified artifact. Raises Corrupt where they do not fit the body or each other."""
+    check_names(files)
     graph = open_graph(body, files[GRAPH])
     return Contents(body, graph, open_weights(body, files[WEIGHTS]), open_form(body, files[MODULE]))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises Corrupt for a file that no pipeline writes."""
+    known = {*REQUIRED_FILES, EXPORTED, REGIONS}
+    if unknown := sorted(name for name in names if name not in known and not _KERNEL_FILE.fullmatch(name)):
+        raise Corrupt(f"file {unknown[0][:80]!r} is none that a pipeline writes; compile the kernel again")
 
 
 def write_graph_file(graph: Graph) -> bytes:

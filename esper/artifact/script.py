@@ -22,7 +22,7 @@ ENTRY = "forward"
 _ROOT = "archive"
 _LEFT_OUT = re.compile(r".*\.debug_pkl|.*/\.data/serialization_id")
 _FILES = ("aten::from_file", "aten::save", "aten::load")
-_TIME = (1980, 1, 1, 0, 0, 0)
+ENTRY_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def save_script(source: str) -> bytes:
@@ -55,7 +55,7 @@ def normalise(archive: bytes) -> bytes:
         for name in sorted(old.namelist()):
             if _LEFT_OUT.fullmatch(name):
                 continue
-            entry = zipfile.ZipInfo(f"{_ROOT}/{name.partition('/')[2]}", _TIME)
+            entry = zipfile.ZipInfo(f"{_ROOT}/{name.partition('/')[2]}", ENTRY_TIME)
             entry.create_system, entry.external_attr = 3, 0o600 << 16  # the same on every system
             new.writestr(entry, old.read(name))
     return out.getvalue()

@@ -24,6 +24,7 @@ class Kernel:
     graph: Graph
     interface: Interface
     form: Form | None = None  # compiled equal of the body: form(h, *parameters)
+    chosen: str = "body"  # which form that is: "body" (none), "script" or "fused"
 
     @property
     def parameter_count(self) -> int:

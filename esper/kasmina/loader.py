@@ -7,7 +7,7 @@ a load may run beside a training thread without changing what that one computes.
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -25,6 +25,7 @@ from esper.blueprint.lower import Lowered, lower
 from esper.errors import KernelFault, ShapeMismatch
 from esper.host.graft import Form
 from esper.kasmina.cache import MEMORY, KernelCache, Obtained
+from esper.kasmina.fused import fused_form
 from esper.kasmina.kernel import Kernel
 
 # Largest difference of the compiled form's value from the body's, over the largest value.
@@ -55,11 +56,15 @@ _AT_HAND = Timings(MEMORY)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A kernel that is ready, and what making it so took. `chosen`: "body" or "script"."""
+    """A kernel that is ready, and what making it so took. `chosen`: "body", "script" or "fused".
+
+    `why_not_fused`: why the artifact's Triton kernels were no candidate; empty where they were.
+    """
 
     kernel: Kernel
     timings: Timings
     chosen: str
+    why_not_fused: str = ""
 
 
 def parse(artifact: Artifact, roots: TrustRoots) -> Kernel:
@@ -104,7 +109,7 @@ class KernelLoader:
         if kernel is None:
             return None
         _check_interface(artifact_id, kernel.interface, interface)
-        return Loaded(kernel, _AT_HAND, "body" if kernel.form is None else "script")
+        return Loaded(kernel, _AT_HAND, kernel.chosen)
 
     def _build(self, obtained: Obtained, profiles: Sequence[Profile]) -> Loaded:
         began = time.perf_counter()
@@ -113,9 +118,14 @@ class KernelLoader:
         weights = [w.to(self.device) for w in draw_weights(body, torch.Generator().manual_seed(0))]
         profiles = profiles or default_profiles(body.interface)
         inputs = [_input(body.interface, profile, self.device) for profile in profiles]
-        _check_equal(contents.form, body, weights, inputs[0])
+        forms: dict[str, Form] = {"script": contents.form}
+        fused, why_not_fused = fused_form(contents, obtained.artifact.files, self.device)
+        if fused is not None:
+            forms["fused"] = fused
+        for form in forms.values():
+            _check_equal(form, body, weights, inputs[0])
         built = time.perf_counter()
-        faster = _script_is_faster(contents.form, body, weights, inputs)
+        chosen = _fastest(forms, body, weights, inputs)
         timings = Timings(
             source=obtained.source,
             fetch_ms=obtained.fetch_ms,
@@ -124,8 +134,7 @@ class KernelLoader:
             warm_up_ms=(time.perf_counter() - built) * 1e3,
         )
         kernel = _kernel(obtained.artifact.artifact_id, contents.body, contents.graph)
-        chosen = "script" if faster else "body"
-        return Loaded(replace(kernel, form=contents.form if faster else None), timings, chosen)
+        return Loaded(replace(kernel, form=forms.get(chosen), chosen=chosen), timings, chosen, why_not_fused)
 
     @contextmanager
     def _alone(self, artifact_id: str) -> Iterator[None]:
@@ -172,20 +181,21 @@ def _check_equal(form: Form, body: Lowered, weights: Sequence[Tensor], h: Tensor
         )
 
 
-def _script_is_faster(form: Form, body: Lowered, weights: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
-    """Take every step that must be warm, then time both in turns; equal times go to the body, which is simpler."""
-    script_s = body_s = 0.0
+def _fastest(forms: Mapping[str, Form], body: Lowered, weights: Sequence[Tensor], inputs: Sequence[Tensor]) -> str:
+    """Take every step that must be warm, then time all in turns; equal times go to the body, which is simpler."""
+    calls: dict[str, Form] = {"body": lambda h, *p: body.functional(p, h), **forms}
+    total_s = dict.fromkeys(calls, 0.0)
     for h in inputs:
         leaves = [tensor.detach().clone().requires_grad_() for tensor in (h, *weights)]
-        taken: dict[str, list[float]] = {"script": [], "body": []}
+        taken: dict[str, list[float]] = {name: [] for name in calls}
         for step in range(WARM_UP_STEPS + TIMED_STEPS):
-            for name, call in (("script", form), ("body", lambda h, *p: body.functional(p, h))):
+            for name, call in calls.items():
                 seconds = _step_s(call, leaves)
                 if step >= WARM_UP_STEPS:
                     taken[name].append(seconds)
-        script_s += statistics.median(taken["script"])
-        body_s += statistics.median(taken["body"])
-    return script_s < body_s
+        for name, listed in taken.items():
+            total_s[name] += statistics.median(listed)
+    return min(total_s, key=lambda name: total_s[name])
 
 
 def _step_s(call: Form, leaves: list[Tensor]) -> float:

@@ -55,15 +55,36 @@ def load(folder: Path, name: str, device: torch.device) -> Kernel:
     Raises NotFound (no such kernel), Unavailable (no library, no device, no code for it), Corrupt (digests differ),
     RuntimeError for what the library or the driver refuses.
     """
-    if missing := extension.load().missing:
-        raise Unavailable(f"{name}: launching needs the compiled library: {missing}")
-    if not torch.cuda.is_available():
-        raise Unavailable(f"{name}: torch {torch.__version__} sees no CUDA device; see nvidia-smi")
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = _device_index(name, device)
     target, reason = choose(targets(folder, name), torch.cuda.get_device_capability(index))
     if target is None:
         raise Unavailable(f"{name} in {folder}: {reason}")
     metadata, image = read(folder, target, name)
+    return _loaded(metadata, image, index)
+
+
+def load_image(metadata: Mapping[str, Any], image: bytes, device: torch.device) -> Kernel:
+    """A kernel from bytes that the caller has verified, with its description as `kernels_triton.compilation` gives it.
+
+    Raises Unavailable (no library, no device, code for another architecture) and RuntimeError as `load`.
+    """
+    name = str(metadata["name"])
+    index = _device_index(name, device)
+    target, reason = choose({str(metadata["target"]): str(metadata["arch"])}, torch.cuda.get_device_capability(index))
+    if target is None:
+        raise Unavailable(f"{name}: {reason}")
+    return _loaded(metadata, image, index)
+
+
+def _device_index(name: str, device: torch.device) -> int:
+    if missing := extension.load().missing:
+        raise Unavailable(f"{name}: launching needs the compiled library: {missing}")
+    if not torch.cuda.is_available():
+        raise Unavailable(f"{name}: torch {torch.__version__} sees no CUDA device; see nvidia-smi")
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _loaded(metadata: Mapping[str, Any], image: bytes, index: int) -> Kernel:
     handle = torch.ops.esper_native.load_cubin(
         torch.frombuffer(bytearray(image), dtype=torch.uint8), metadata["kernel"], layout(metadata["parameters"]),
         metadata["num_warps"], metadata["shared_bytes"], index,

@@ -8,7 +8,7 @@ import torch
 from esper.artifact import canonical_json
 from esper.artifact.agree import check_agreement
 from esper.artifact.attest import BUILT
-from esper.artifact.body import GRAPH, MODULE, PIPELINES, TARGETS, WEIGHTS, Body, ParameterEntry
+from esper.artifact.body import EXPORTED, GRAPH, MODULE, PIPELINES, TARGETS, WEIGHTS, Body, ParameterEntry
 from esper.artifact.bundle import Artifact, bundle, sign
 from esper.artifact.contents import write_graph_file, write_weights_file
 from esper.artifact.keys import SigningKey
@@ -20,8 +20,13 @@ from esper.blueprint.initialise import initialise
 from esper.blueprint.interface import Interface
 from esper.blueprint.ir import VERSION, Graph
 from esper.blueprint.lower import Lowered, lower
+from esper.blueprint.plan import plan
 from esper.errors import InvalidBlueprint, InvalidRequest, Unavailable
 from esper.tezzeret.check import CostLimits, check
+from esper.tezzeret.exported import export_graph
+from esper.tezzeret.interpreted import check_interpreted
+from esper.tezzeret.kernels import MACHINE_CODE, machine_code_files, source_files, triton_version
+from esper.tezzeret.regions import find_regions
 
 # Raised with every change to what the forge makes of the same blueprint.
 RECIPE = "1"
@@ -29,9 +34,10 @@ RECIPE = "1"
 WEIGHTS_SEED = 0
 
 
-def toolchain() -> dict[str, str]:
-    """Versions of all that decides an artifact's bytes."""
-    return {"torch": str(torch.__version__), "operators": str(VERSION), "recipe": RECIPE}
+def toolchain(pipeline: str = "fast") -> dict[str, str]:
+    """Versions of all that decides the bytes of a pipeline's artifacts."""
+    versions = {"torch": str(torch.__version__), "operators": str(VERSION), "recipe": RECIPE}
+    return versions if pipeline == "fast" else {**versions, "triton": triton_version() or "absent"}
 
 
 def request_key(
@@ -43,7 +49,7 @@ def request_key(
         "interface": str(interface),
         "pipeline": pipeline,
         "target": target,
-        "toolchain": dict(toolchain() if versions is None else versions),
+        "toolchain": dict(toolchain(pipeline) if versions is None else versions),
     }
     return hashlib.sha256(canonical_json.write(fields)).hexdigest()
 
@@ -62,7 +68,7 @@ def compile_kernel(
 
 def sign_built(artifact: Artifact, key: SigningKey, target: str, pipeline: str) -> Artifact:
     """`artifact` with the forge's word that it made these bytes."""
-    return sign(artifact, key, BUILT, {"pipeline": pipeline, "target": target, "toolchain": toolchain()})
+    return sign(artifact, key, BUILT, {"pipeline": pipeline, "target": target, "toolchain": toolchain(pipeline)})
 
 
 def build(
@@ -72,7 +78,7 @@ def build(
     pipeline: str,
     limits: CostLimits = CostLimits(),  # noqa: B008  frozen
 ) -> Artifact:
-    """check -> lower -> emit -> TorchScript -> compare with the reference; not signed.
+    """check -> lower -> emit -> TorchScript -> compare with the reference; not signed. standard: then Triton kernels.
 
     Raises InvalidBlueprint (the static check, with every reason), Unavailable (a pipeline or target this
     release does not build for) and KernelFault (the compiled form is not the reference).
@@ -89,7 +95,24 @@ def build(
         WEIGHTS: write_weights_file(module.state_dict()),
         MODULE: script,
     }
+    if pipeline == "standard":
+        files |= _standard_files(module, files[GRAPH], target)
     return bundle(_body(module, target, pipeline), files)
+
+
+def _standard_files(module: Lowered, graph_file: bytes, target: str) -> dict[str, bytes]:
+    """graph.pt2, and source, description and machine code of the regions' kernels, compared with the reference."""
+    concrete = plan(module.graph, module.interface)
+    regions, _ = find_regions(concrete)
+    sources = source_files(regions, concrete)
+    if regions:
+        check_interpreted({GRAPH: graph_file, **sources}, module.interface)
+    return {EXPORTED: export_graph(module), **sources, **machine_code_files(regions, concrete, sources, target)}
+
+
+def target_of(pipeline: str, target: str) -> str:
+    """What a forge for `target` compiles a pipeline for: TorchScript counts as the CPU's, and runs anywhere."""
+    return "cpu" if pipeline == "fast" else target
 
 
 def check_request(target: str, pipeline: str) -> None:
@@ -99,12 +122,20 @@ def check_request(target: str, pipeline: str) -> None:
             f"pipeline {pipeline!r} for target {target!r}: pipelines are {', '.join(PIPELINES)}; "
             f"targets are {', '.join(TARGETS)}"
         )
-    if pipeline != "fast":
-        raise Unavailable(f"pipeline {pipeline} makes Triton kernels, which this release does not; ask for fast")
-    if target != "cpu":
+    if pipeline == "aggressive":
         raise Unavailable(
-            f"no kernels are compiled for {target} in this release; ask for cpu: pipeline fast makes TorchScript, "
-            "which runs wherever its tensors are"
+            "pipeline aggressive searches for kernels, and this release does not; ask for fast or standard"
+        )
+    if pipeline == "standard" and target not in MACHINE_CODE:
+        raise Unavailable(
+            f"pipeline standard makes Triton kernels, which run on {', '.join(MACHINE_CODE)}; for {target} ask for fast"
+        )
+    if pipeline == "standard" and not triton_version():
+        raise Unavailable("pipeline standard needs Triton: pip install 'esper[triton]' for the forge, or ask for fast")
+    if pipeline == "fast" and target != "cpu":
+        raise Unavailable(
+            f"pipeline fast makes no kernels for {target}; ask for cpu: it makes TorchScript, which runs wherever its "
+            "tensors are"
         )
 
 
@@ -126,5 +157,5 @@ def _body(module: Lowered, target: str, pipeline: str) -> Body:
         forward_flops_per_position=infer(module.graph, module.interface).forward_flops_per_position,
         parameters=tuple(ParameterEntry(name, tuple(p.shape), p.dtype) for name, p in parameters),
         files={},
-        toolchain=toolchain(),
+        toolchain=toolchain(pipeline),
     )

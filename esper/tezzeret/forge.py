@@ -22,7 +22,7 @@ from esper.tezzeret import codec, intake, statuses
 from esper.tezzeret.attempt import answered, attempt
 from esper.tezzeret.check import CostLimits
 from esper.tezzeret.codec import Order
-from esper.tezzeret.compile import check_request, request_key, sign_built
+from esper.tezzeret.compile import check_request, request_key, sign_built, target_of
 from esper.tezzeret.port import Library, Pool, Publish
 from esper.tezzeret.queue import Queue, Ticket
 
@@ -144,7 +144,8 @@ class Forge:
     ) -> pb.CompilationRecord:
         record = codec.new_record(message.blueprint_id, interface, message.pipeline)
         try:
-            check_request(self.options.target, codec.read_pipeline(message.pipeline))
+            pipeline = codec.read_pipeline(message.pipeline)
+            check_request(target_of(pipeline, self.options.target), pipeline)
         except (InvalidRequest, Unavailable) as error:  # a pipeline that is absent stays so: no use in a retry
             return await self._refuse(record, error)
         try:

@@ -7,7 +7,7 @@ from esper.errors import InvalidBlueprint, NotFound, PreconditionFailed
 from esper.tezzeret import codec, statuses
 from esper.tezzeret.check import CostLimits, birth_reasons, fit_reasons
 from esper.tezzeret.codec import Order
-from esper.tezzeret.compile import check_request
+from esper.tezzeret.compile import check_request, target_of
 from esper.tezzeret.port import Library
 
 # Kernels that an equal order may be answered with.
@@ -22,11 +22,12 @@ async def read(
     target: str,
     limits: CostLimits,
 ) -> Order:
-    """The order, checked. A blueprint that no interface can help is marked INVALID.
+    """The order, checked; `target` is the forge's. A blueprint that no interface can help is marked INVALID.
 
     Raises InvalidBlueprint (every reason), NotFound, PreconditionFailed (archived), Unavailable (pipeline, target).
     """
     word = codec.read_pipeline(pipeline)
+    target = target_of(word, target)
     check_request(target, word)
     stored = await statuses.blueprint(library, blueprint_id)
     if stored.status == pb.BLUEPRINT_STATUS_ARCHIVED:

@@ -14,6 +14,7 @@ NAMES = {
     "blend",
     "checkpoint",
     "compat",
+    "compile",
     "demo-overhead",
     "disturb",
     "dormant",
@@ -52,7 +53,13 @@ def test_every_bench_is_found_by_its_name():
         "ops",
         "seed-stats",
     ]
-    assert [name for name in registry.names() if registry.load(name).long] == ["generate", "growth", "ops", "verdict"]
+    assert [name for name in registry.names() if registry.load(name).long] == [
+        "compile",
+        "generate",
+        "growth",
+        "ops",
+        "verdict",
+    ]
 
 
 def test_every_bench_has_a_pytest_benchmark_entry():

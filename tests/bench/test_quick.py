@@ -15,7 +15,9 @@ from bench.ops.bench_blend import measure, setting_rows
 from bench.ops.blend_arms import Setting
 from bench.registry import Options
 from esper.ops import backends
+from esper.tezzeret.kernels import triton_version
 from tests.bench.fakes import row
+from tests.requirements import require
 
 QUICK = Options(quick=True)
 OP_FILES = sorted(set(backends.OPS.values()))
@@ -163,6 +165,18 @@ def test_generate():
         "answered": 0.8,
         "duplicates": 0,
     }
+
+
+@pytest.mark.slow
+def test_compile():
+    require("triton", "" if triton_version() else "triton is not installed: pip install 'esper[triton]'")
+    found = rows("compile")
+    cases = {(f"{pipeline}, 2 designs", metric) for pipeline in ("fast", "standard") for metric in (
+        "warm_wall_p50", "warm_wall_max", "warm_cpu_p50",
+    )}  # fmt: skip
+    assert found.keys() == cases | {("fast", "cold_wall"), ("standard", "cold_wall")}
+    assert found["fast, 2 designs", "warm_wall_p50"].target == 150
+    assert found["standard, 2 designs", "warm_wall_p50"].target == 5000
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from esper.errors import InvalidBlueprint, InvalidRequest, KernelFault, Unavaila
 from esper.karn.templates import TEMPLATES
 from esper.tezzeret import compile as compile_module
 from esper.tezzeret.check import CostLimits
-from esper.tezzeret.compile import build, compile_kernel, reference, request_key, toolchain
+from esper.tezzeret.compile import build, compile_kernel, reference, request_key, target_of, toolchain
 from tests.artifact.samples import FORGE, ROOTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,14 +151,25 @@ def test_request_keys_are_equal_for_equal_requests_only():
     assert key() == key(versions=toolchain())
 
 
-@pytest.mark.parametrize("pipeline", ["standard", "aggressive"])
-def test_pipelines_that_are_not_built_name_the_one_that_is(pipeline):
-    with pytest.raises(Unavailable, match=rf"pipeline {pipeline} .* ask for fast"):
-        build(CONV3, MAP, "cpu", pipeline)
+def test_pipelines_that_are_not_built_name_those_that_are():
+    with pytest.raises(Unavailable, match=r"pipeline aggressive .* ask for fast or standard"):
+        build(CONV3, MAP, "sm_90", "aggressive")
+    with pytest.raises(Unavailable, match=r"which run on sm_80, sm_90, sm_100, gfx942; for cpu ask for fast"):
+        build(CONV3, MAP, "cpu", "standard")
+
+
+def test_a_forge_for_a_gpu_makes_torchscript_for_the_cpu():
+    assert (target_of("fast", "sm_90"), target_of("standard", "sm_90")) == ("cpu", "sm_90")
+
+
+def test_standard_without_triton_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(compile_module, "triton_version", lambda: "")
+    with pytest.raises(Unavailable, match=r"needs Triton: pip install 'esper\[triton\]' .* or ask for fast"):
+        build(CONV3, MAP, "sm_90", "standard")
 
 
 def test_targets_that_are_not_built_name_the_one_that_is():
-    with pytest.raises(Unavailable, match=r"no kernels are compiled for sm_90 .* ask for cpu"):
+    with pytest.raises(Unavailable, match=r"fast makes no kernels for sm_90; ask for cpu"):
         build(CONV3, MAP, "sm_90", "fast")
     with pytest.raises(InvalidRequest, match="pipeline 'quick' for target 'cpu'"):
         build(CONV3, MAP, "cpu", "quick")
