@@ -66,7 +66,7 @@ class IdleWork:
         made = await self._made()
         for one in obsolete(made):
             await self._supersede(one.artifact_id, one.reason)
-        for renewal in renewals(made, self._failed(), toolchain(), self._pipelines(), self._forge.options.target):
+        for renewal in renewals(made, self._failed(), toolchain, self._pipelines(), self._forge.options.target):
             if not self.idle:
                 return
             await self._give(renewal)

@@ -10,13 +10,14 @@ nor one that has failed too often.
 
 import enum
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from esper.artifact.body import PIPELINES
 from esper.blueprint.interface import Interface
 
+Toolchain = Callable[[str], Mapping[str, str]]
 INTERESTING = 0.5  # least interest that is worth a stronger pipeline
 MOST_FAILURES = 3  # after so many the order waits for a person, or another toolchain
 
@@ -69,15 +70,15 @@ class Obsolete:
 
 
 def renewals(
-    made: Sequence[Made], failed: Iterable[Place], toolchain: Mapping[str, str], pipelines: Collection[str], target: str
+    made: Sequence[Made], failed: Iterable[Place], toolchain: Toolchain, pipelines: Collection[str], target: str
 ) -> list[Renewal]:
     """Orders, most urgent first. The answer does not depend on the order of `made`.
 
-    `failed`: the place of each order without an answer, once for each time it was given.
+    `toolchain`: of a pipeline, here. `failed`: the place of each order without an answer, each time it was given.
     `pipelines`: those that can be built for `target` here; nothing is asked of others.
     """
     failures = Counter(failed)
-    closed = {one.place for one in made if one.toolchain == toolchain}
+    closed = {one.place for one in made if one.toolchain == toolchain(one.place.pipeline)}
     closed |= {place for place, times in failures.items() if times >= MOST_FAILURES}
     wanted = [
         renewal
@@ -123,10 +124,11 @@ def _unanswered(failures: Mapping[Place, int]) -> Iterator[Renewal]:
         yield Renewal(place, Cause.FAILURE, f"{times} of at most {MOST_FAILURES} attempts ended without an answer")
 
 
-def _outdated(made: Sequence[Made], toolchain: Mapping[str, str]) -> Iterator[Renewal]:
+def _outdated(made: Sequence[Made], toolchain: Toolchain) -> Iterator[Renewal]:
     for one in made:
-        if one.promoted and one.toolchain != toolchain:
-            yield Renewal(one.place, Cause.TOOLCHAIN, f"built by {_changes(one.toolchain, toolchain)}")
+        now = toolchain(one.place.pipeline)
+        if one.promoted and one.toolchain != now:
+            yield Renewal(one.place, Cause.TOOLCHAIN, f"built by {_changes(one.toolchain, now)}")
 
 
 def _difference(new: Made, old: Made) -> str:

@@ -8,13 +8,14 @@ from esper.api.common.v1 import blueprint_pb2 as pb
 from esper.api.common.v1 import interface_pb2 as interface_pb
 from esper.blueprint.codec import read_graph, read_interface, write_graph, write_interface
 from esper.blueprint.interface import DTYPES, Interface, Kind
+from esper.blueprint.operators import OPERATORS
 from esper.errors import InvalidBlueprint, InvalidRequest
 from esper.karn.templates import TEMPLATES
 
 from .strategies import graphs, interfaces
 
 
-@given(graphs())
+@given(graphs(tuple(OPERATORS)))
 def test_a_graph_survives_the_wire(graph):
     assert read_graph(pb.Graph.FromString(write_graph(graph).SerializeToString())) == graph
 
@@ -44,6 +45,21 @@ def message(**attribute):
         (message(text="small"), "attribute 'eps' is 'small'", "nodes[0].attributes[eps]"),
         (message(dimension=pb.Dimension(multiply=5000)), "multiply is 5000", "nodes[0].attributes[eps]"),
         (pb.Graph(version=0, nodes=message(real=0.1).nodes, output="a"), "version is 0", "version"),
+        (
+            pb.Graph(version=2, nodes=message(real=0.1).nodes, output="a"),
+            "version is 2; this operator set is",
+            "version",
+        ),
+        (
+            pb.Graph(version=1, nodes=[pb.Node(name="a", operator="fft", inputs=["input"])], output="a"),
+            "operator 'fft' is unknown; known: add, attention",
+            "nodes[0].operator",
+        ),
+        (
+            pb.Graph(version=1, nodes=[pb.Node(name="a", operator="dropout", inputs=["input"])], output="a"),
+            "operator 'dropout' is unknown; a graft is a function",
+            "nodes[0].operator",
+        ),
         (pb.Graph(version=1, output="a"), "the graph has 0 nodes", "nodes"),
         (
             pb.Graph(version=1, nodes=message(real=0.1).nodes, output="a", parameters=[pb.Parameter(name="w")]),

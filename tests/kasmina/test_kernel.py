@@ -5,12 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.blueprint.interface import Kind
-from esper.blueprint.ir import Initialiser
+from esper.blueprint.interface import Interface, Kind
+from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter, constant
 from esper.blueprint.matching import match
 from esper.errors import NotFound
 from esper.host.graft import Strategy
-from esper.kasmina.kernel import weights_seed
+from esper.kasmina.kernel import Kernel, weights_seed
 from esper.kasmina.lifecycle import SeedId, State
 from esper.kasmina.regrow import GraftSpec, born, dtype_of, regrow
 from tests import builders
@@ -51,6 +51,32 @@ def test_behind_a_gate_a_branch_is_awake_and_finite(title, kind):
         torch.equal(a, b)
         for a, b in zip(body.parameters(), kernel.body(1, CPU, Strategy.GATED).parameters(), strict=True)
     )
+
+
+OUT = ("out", CHANNELS)
+MATRIX = (CHANNELS, CHANNELS)
+DEEP = {  # operators of more than one weight matrix, and how each starts
+    "low_rank": (("rank", CHANNELS), {"down": (MATRIX, Initialiser.HE_UNIFORM), "up": (MATRIX, Initialiser.ZEROS)}),
+    "mixture": (
+        ("experts", 3),
+        {
+            "router": ((constant(3), CHANNELS), Initialiser.HE_UNIFORM),
+            "experts": ((CHANNELS.times(3), CHANNELS), Initialiser.ZEROS),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("operator", DEEP)
+def test_behind_a_gate_every_weight_matrix_of_an_operator_is_awake(operator):
+    setting, shapes = DEEP[operator]
+    parameters = tuple(Parameter(name, shape, start) for name, (shape, start) in shapes.items())
+    graph = Graph((Node("a", operator, (INPUT,), tuple(shapes), (OUT, setting)),), parameters, "a")
+    kernel = Kernel("k", "b", graph, Interface(Kind.TOKENS, 8))
+    h = kernel.interface.example(2, 5)
+    assert not kernel.body(1, CPU)(h).any()
+    out = kernel.body(1, CPU, Strategy.GATED)(h)
+    assert out.isfinite().all() and out.any()
 
 
 @given(st.integers(0, 2**31), words, words, words)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from esper.blueprint.initialise import initialise
 from esper.blueprint.interface import Interface, Kind
-from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter
+from esper.blueprint.ir import CHANNELS, INPUT, Graph, Initialiser, Node, Parameter, constant
 from esper.blueprint.lower import lower
 from esper.blueprint.matching import match
 from esper.blueprint.operators import OPERATORS
@@ -52,6 +52,16 @@ def test_every_operator_has_a_rule():
         (graph(scale("a", INPUT, "z"), Node("b", "channel_norm", ("a",), ("w", "z"))), True),
         (graph(scale("a", INPUT, "z"), Node("b", "channel_norm", ("a",), ("z", "w"))), False),
         (graph(Node("b", "channel_norm", (INPUT,), ("z",))), True),
+        (graph(Node("b", "rms_norm", (INPUT,), ("z",))), True),
+        (graph(Node("b", "bias", (INPUT,), ("z",))), False),
+        (graph(scale("a", INPUT, "z"), Node("b", "bias", ("a",), ("z",))), True),
+        (graph(scale("a", INPUT, "z"), Node("b", "bias", ("a",), ("w",))), False),
+        (graph(scale("a", INPUT, "z"), Node("b", "prelu", ("a",), ("w",))), True),
+        (graph(scale("a", INPUT, "z"), Node("b", "softplus", ("a",))), False),
+        (graph(scale("a", INPUT, "z"), Node("b", "softmax", ("a",))), False),
+        (graph(scale("a", INPUT, "z"), Node("b", "sinusoid", ("a",))), False),
+        (graph(scale("a", INPUT, "z"), Node("b", "rotary", ("a",))), True),
+        (graph(scale("a", INPUT, "z"), Node("b", "local_max", ("a",), (), (("kernel", 3),))), True),
         (graph(Node("b", "channel_norm", (INPUT,), ("w",))), False),
     ],
 )
@@ -59,6 +69,34 @@ def test_operators_make_or_keep_zero_as_their_formula_says(made, zero):
     answer, reason = zero_at_birth(made)
     assert answer is zero
     assert zero or made.output in reason
+
+
+MATRIX = (CHANNELS, CHANNELS)
+SHAPES = {
+    "low_rank": (MATRIX, MATRIX, (CHANNELS,)),
+    "mixture": ((constant(2), CHANNELS), (CHANNELS.times(2), CHANNELS), (CHANNELS,)),
+}
+
+
+@pytest.mark.parametrize(
+    ("operator", "setting", "zeros", "zero"),
+    [
+        ("low_rank", ("rank", CHANNELS), "down bias", True),
+        ("low_rank", ("rank", CHANNELS), "up bias", True),
+        ("low_rank", ("rank", CHANNELS), "up", False),
+        ("low_rank", ("rank", CHANNELS), "bias", False),
+        ("mixture", ("experts", 2), "up bias", True),  # the experts
+        ("mixture", ("experts", 2), "down bias", False),  # the router
+        ("mixture", ("experts", 2), "up", False),
+    ],
+)
+def test_operators_of_two_matrices_are_zero_where_their_product_is(operator, setting, zeros, zero):
+    parameters = tuple(
+        Parameter(name, shape, Initialiser.ZEROS if name in zeros.split() else Initialiser.ONES)
+        for name, shape in zip(("down", "up", "bias"), SHAPES[operator], strict=True)
+    )
+    node = Node("a", operator, (INPUT,), ("down", "up", "bias"), (("out", CHANNELS), setting))
+    assert zero_at_birth(Graph((node,), parameters, "a"))[0] is zero
 
 
 def with_tail(graph: Graph, operators: list[str]) -> Graph:
@@ -76,7 +114,7 @@ TAILS = st.lists(st.sampled_from(["relu", "tanh", "channel_norm", "sigmoid", "ad
 
 
 @settings(max_examples=100)
-@given(graph=graphs(), tail=TAILS, data=st.data())
+@given(graph=graphs(tuple(OPERATORS)), tail=TAILS, data=st.data())
 def test_what_is_said_to_be_zero_is_zero(graph, tail, data):
     """Random graphs of which many parameters start from zeros."""
     starts = st.sampled_from([Initialiser.ZEROS, Initialiser.ONES])

@@ -19,7 +19,7 @@ def kernel(artifact_id="k", place=PLACE, toolchain=NEW, promoted=True, interest=
 
 
 def asked(made, failed=(), pipelines=("fast",), target="cpu"):
-    return [(one.place, one.cause) for one in renewals(made, failed, NEW, pipelines, target)]
+    return [(one.place, one.cause) for one in renewals(made, failed, lambda _: NEW, pipelines, target)]
 
 
 def test_a_kernel_of_this_toolchain_is_left_alone():
@@ -27,7 +27,7 @@ def test_a_kernel_of_this_toolchain_is_left_alone():
 
 
 def test_a_promoted_kernel_of_another_toolchain_is_built_again():
-    (one,) = renewals([kernel(toolchain=OLD)], (), NEW, ("fast",), "cpu")
+    (one,) = renewals([kernel(toolchain=OLD)], (), lambda _: NEW, ("fast",), "cpu")
     assert (one.place, one.cause, one.reason) == (PLACE, Cause.TOOLCHAIN, "built by torch 2.12.0 (not 2.13.0)")
 
 
@@ -93,7 +93,7 @@ def libraries(draw):
 
 @given(libraries(), st.lists(st.sampled_from(PLACES), max_size=6), st.randoms(use_true_random=False))
 def test_each_order_once_none_that_was_answered_and_the_same_however_listed(made, failed, chance: random.Random):
-    orders = renewals(made, failed, NEW, EVERY, "cpu")
+    orders = renewals(made, failed, lambda _: NEW, EVERY, "cpu")
     places = [one.place for one in orders]
     assert len(set(places)) == len(places)
     assert not set(places) & {one.place for one in made if one.toolchain == NEW}
