@@ -1,5 +1,6 @@
 """Which blueprints an interface gets kernels of: the library's best, some made for it, and what people put in."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
@@ -31,24 +32,27 @@ class Shelf(Protocol):
     async def create_blueprint(self, request: pb.CreateBlueprintRequest, /) -> pb.CreateBlueprintResponse: ...
 
 
-def chosen(blueprints: Iterable[pb.Blueprint], interface: Interface, limits: Assortment) -> list[pb.Blueprint]:
-    """Those of `blueprints` that kernels are made of: which they are depends on nothing but what is in the library."""
+def chosen(
+    blueprints: Iterable[pb.Blueprint], interface: Interface, seed: int, limits: Assortment
+) -> list[pb.Blueprint]:
+    """Those of `blueprints` that a run makes kernels of, whatever other runs have put beside them."""
     best = {design.blueprint_id for design in propose(interface, limit=MAX_LIMIT)[: limits.library]}
-    made_for = _made_for(interface)
     return [
         one
         for one in blueprints
-        if (one.author != LIBRARY or one.blueprint_id in best)
-        and (one.author != KARN or not one.title.startswith("karn_") or one.source.startswith(made_for))
+        if (one.author != LIBRARY or one.blueprint_id in best) and not of_another_run(one, interface, seed, limits)
     ]
 
 
-def _made_for(interface: Interface) -> str:
-    """How the source of a design begins that was made for this interface and may fit others."""
-    return f"made for {interface}; "
+def of_another_run(blueprint: pb.Blueprint, interface: Interface, seed: int, limits: Assortment) -> bool:
+    """Whether Karn made it for an interface or a run seed that are not these."""
+    if blueprint.author != KARN or not blueprint.title.startswith("karn_"):
+        return False
+    return blueprint.blueprint_id not in {design.blueprint_id for design in designs(interface, seed, limits)}
 
 
-def designs(interface: Interface, seed: int, limits: Assortment) -> list[Generated]:
+@functools.lru_cache(maxsize=256)
+def designs(interface: Interface, seed: int, limits: Assortment) -> tuple[Generated, ...]:
     """The same for the same seed: one each for capacity and for what the interface allows, in turns."""
     second = Opportunity.ATTENTION if interface.kind.position_dims else Opportunity.ACTIVATION
     most = max((d.inference.parameter_count for d in propose(interface) if d.inference is not None), default=0)
@@ -59,7 +63,7 @@ def designs(interface: Interface, seed: int, limits: Assortment) -> list[Generat
         fresh = generate(found, rng, parents_of_the_library(), 1, exclude=known)[0]
         known.update(design.blueprint_id for design in fresh)
         made += fresh
-    return made
+    return tuple(made)
 
 
 async def offer_generated(library: Shelf, interface: Interface, seed: int, limits: Assortment) -> None:
@@ -75,7 +79,7 @@ async def offer_generated(library: Shelf, interface: Interface, seed: int, limit
             family=design.family,
             author=KARN,
             parent_ids=design.parents,
-            source=(_made_for(interface) + "; ".join(design.moves))[:512],
+            source=(f"made for {interface}; " + "; ".join(design.moves))[:512],
         )
         await library.create_blueprint(request)
 

@@ -5,6 +5,7 @@ evaluator that shares a process with its candidate could not be believed.
 """
 
 import asyncio
+import functools
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -73,8 +74,7 @@ class Components:
         `seed`: the run's, from which Karn's designs are made.
         """
         for interface in interfaces:
-            self._runner.run(self._stock.design(interface, seed))
-            self._runner.run(self._stock.order(interface, self._make))
+            self._runner.run(self._stock.order(interface, seed, self._make))
 
     def line(self, sink: RunSink, checkpoints: CheckpointStore) -> LocalLine:
         """What a run talks to. `sink` records it; checkpoints are written as they are asked for."""
@@ -122,7 +122,7 @@ class Components:
         self._evaluator = await stack.enter_async_context(evaluator)
         await offer_templates(library)
         self._stock = Stock(library, home.kernels, roots)
-        self._open_records(lambda interface: kernel_stock(library, interface))
+        self._open_records(functools.partial(kernel_stock, library))
         self._roots = roots
 
     def _open_records(self, search: SearchKernels) -> None:

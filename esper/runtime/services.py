@@ -197,10 +197,9 @@ async def build_tolaria(platform: Platform) -> None:
     async def prepare(hello: trainer_pb2.Hello) -> None:
         """Kernels for the run's sites are made, and its task is imported, before either is asked for."""
         for site in hello.sites:
-            await stock.design(site.interface, hello.random_seed)
-            await stock.order(site.interface, submit)
+            await stock.order(site.interface, hello.random_seed, submit)
         if hello.deterministic:  # what kernels there are must not depend on how fast they were made
-            await stock.complete(site.interface for site in hello.sites)
+            await stock.complete((site.interface for site in hello.sites), hello.random_seed)
         if "nursery" in platform.pools and hello.HasField("task"):
             reference = hello.task.SerializeToString().hex()
             await platform.pools["nursery"].preload("esper.runtime.jobs:preload_task", [reference])

@@ -16,7 +16,7 @@ from esper.blueprint.codec import read_interface
 from esper.errors import NotFound
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.cache import KernelCache, folder_of
-from esper.runtime.assortment import Assortment, chosen, offer_generated, template_request
+from esper.runtime.assortment import Assortment, chosen, of_another_run, offer_generated, template_request
 
 
 class Supply(Protocol):
@@ -51,29 +51,38 @@ async def promoted(library: Supply, interface: interface_pb2.Interface) -> Seque
 
 
 async def in_stock(
-    library: Supply, interface: interface_pb2.Interface, limits: Assortment = ASSORTMENT
+    library: Supply, interface: interface_pb2.Interface, seed: int, limits: Assortment = ASSORTMENT
 ) -> list[pb.Blueprint]:
-    """The blueprints that kernels are made of for this interface; see esper.runtime.assortment."""
+    """The blueprints that a run of this seed has kernels of for this interface; see esper.runtime.assortment."""
+    return chosen(await _fitting(library, interface), read_interface(interface), seed, limits)
+
+
+async def _fitting(library: Supply, interface: interface_pb2.Interface) -> list[pb.Blueprint]:
     request = pb.ListBlueprintsRequest(interface=interface, page=resource_pb2.PageRequest(size=1000))
     fitting: list[pb.Blueprint] = []
     while True:
         reply = await library.list_blueprints(request)
         fitting += reply.blueprints
         if not reply.page.next_token:
-            return chosen(fitting, read_interface(interface), limits)
+            return fitting
         request.page.token = reply.page.next_token
 
 
 async def kernel_stock(
-    library: Supply, interface: interface_pb2.Interface, limits: Assortment = ASSORTMENT
+    library: Supply, interface: interface_pb2.Interface, seed: int, limits: Assortment = ASSORTMENT
 ) -> tuple[Sequence[pb.Kernel], int]:
-    """Promoted kernels for an interface, and how many blueprints that are in stock for it have no verdict yet."""
-    ready = await promoted(library, interface)
-    fitting = await in_stock(library, interface, limits)
+    """Promoted kernels for an interface, and how many blueprints that are in stock for it have no verdict yet.
+
+    Without those of designs that Karn made for runs of another seed: what a run has must not depend on its neighbours.
+    """
+    where, fitting = read_interface(interface), await _fitting(library, interface)
+    foreign = {one.blueprint_id for one in fitting if of_another_run(one, where, seed, limits)}
+    ready = [kernel for kernel in await promoted(library, interface) if kernel.blueprint_id not in foreign]
     refused = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_REJECTED, limit=1000)
     judged = {kernel.blueprint_id for kernel in ready}
     judged |= {match.kernel.blueprint_id for match in (await library.search_kernels(refused)).matches}
-    open_ = [b for b in fitting if b.blueprint_id not in judged and b.status != pb.BLUEPRINT_STATUS_INVALID]
+    stocked = chosen(fitting, where, seed, limits)
+    open_ = [b for b in stocked if b.blueprint_id not in judged and b.status != pb.BLUEPRINT_STATUS_INVALID]
     return ready, len(open_)
 
 
@@ -86,27 +95,24 @@ class Stock:
         self.folder = folder
         self.roots = roots
         self._disk = KernelCache(folder, roots, _not_on_disk)
-        self._ordered: set[bytes] = set()
+        self._ordered: set[tuple[bytes, int]] = set()
         self._fetching: dict[str, asyncio.Lock] = {}
 
-    async def design(self, interface: interface_pb2.Interface, seed: int) -> None:
-        """Put Karn's designs for this interface and run seed into the library; to be done before `order`."""
-        await offer_generated(self.library, read_interface(interface), seed, self.assortment)
-
-    async def order(self, interface: interface_pb2.Interface, submit: Submit) -> None:
-        """Have a kernel made of every blueprint in stock that has no promoted one for this interface; once."""
-        key = interface.SerializeToString(deterministic=True)
+    async def order(self, interface: interface_pb2.Interface, seed: int, submit: Submit) -> None:
+        """Have Karn design for this interface and run seed, and a kernel made of all in stock that has none; once."""
+        key = interface.SerializeToString(deterministic=True), seed
         if key in self._ordered:
             return
         self._ordered.add(key)
         try:
-            await self._order(interface, submit)
+            await offer_generated(self.library, read_interface(interface), seed, self.assortment)
+            await self._order(interface, seed, submit)
         except BaseException:
             self._ordered.discard(key)
             raise
 
-    async def _order(self, interface: interface_pb2.Interface, submit: Submit) -> None:
-        blueprints = await in_stock(self.library, interface, self.assortment)
+    async def _order(self, interface: interface_pb2.Interface, seed: int, submit: Submit) -> None:
+        blueprints = await in_stock(self.library, interface, seed, self.assortment)
         made = {kernel.blueprint_id for kernel in await promoted(self.library, interface)}
         await submit(
             forge_pb2.BlueprintSubmitted(
@@ -119,15 +125,17 @@ class Stock:
             if blueprint.blueprint_id not in made
         )
 
-    async def complete(self, interfaces: Iterable[interface_pb2.Interface], limit_s: float = LONGEST_WAIT_S) -> None:
-        """Wait until nothing is being made for these interfaces any more, at most `limit_s`.
+    async def complete(
+        self, interfaces: Iterable[interface_pb2.Interface], seed: int, limit_s: float = LONGEST_WAIT_S
+    ) -> None:
+        """Wait until nothing is being made for these interfaces and this seed any more, at most `limit_s`.
 
         A blueprint that cannot be compiled is in the making for ever.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 for interface in interfaces:
-                    while (await kernel_stock(self.library, interface, self.assortment))[1]:
+                    while (await kernel_stock(self.library, interface, seed, self.assortment))[1]:
                         await asyncio.sleep(POLL_S)
 
     async def provide(self, artifact_ids: Iterable[str]) -> None:

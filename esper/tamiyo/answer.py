@@ -22,8 +22,9 @@ from esper.tamiyo.controller import decide
 from esper.tamiyo.memory import load
 from esper.tamiyo.view import Stock
 
-# Promoted kernels for exactly this interface, in any order, and how many more are being made.
-SearchKernels = Callable[[interface_pb2.Interface], Awaitable[tuple[Sequence[library_pb2.Kernel], int]]]
+# Promoted kernels for exactly this interface that a run of this seed may have, in any order, and how many more are
+# being made.
+SearchKernels = Callable[[interface_pb2.Interface, int], Awaitable[tuple[Sequence[library_pb2.Kernel], int]]]
 # What earlier runs of a task gave, per layer kind and blueprint.
 Summarise = Callable[[str], Awaitable[Sequence[replay_pb2.Summary]]]
 
@@ -44,7 +45,7 @@ class Controller:
         """
         view, memory = read_packet(packet), load(packet.controller_state)
         interfaces = {interface_key(site.interface): site.interface for site in packet.sites}
-        found = {key: await self.search(interface) for key, interface in interfaces.items()}
+        found = {key: await self.search(interface, packet.random_seed) for key, interface in interfaces.items()}
         options = {
             key: [read_option(kernel) for kernel in kernels if is_promoted(kernel, key)]
             for key, (kernels, _) in found.items()

@@ -110,18 +110,19 @@ def copy_stock(source: Path, target: Path) -> None:
             shutil.copy(source / name, target / name)
 
 
-def stocked(runtime: Runtime, limit_s: float = 120.0) -> frozenset[str]:
-    """Wait until every blueprint has its verdict for every site of the task; the artifact ids that were promoted."""
-    return asyncio.run(_stocked(runtime, limit_s))
+def stocked(runtime: Runtime, limit_s: float = 120.0, seed: int = 0) -> frozenset[str]:
+    """Wait until every blueprint of a run of this seed has its verdict for every site; the artifact ids promoted."""
+    return asyncio.run(_stocked(runtime, limit_s, seed))
 
 
-async def _stocked(runtime: Runtime, limit_s: float) -> frozenset[str]:
+async def _stocked(runtime: Runtime, limit_s: float, seed: int) -> frozenset[str]:
     found: set[str] = set()
     async with open_channel(runtime.contact.address, token=runtime.contact.token()) as channel:
         library = LibraryClient(lambda: channel)
         async with asyncio.timeout(limit_s):
             for channels in (4, 6):  # of the digits' convolutions
-                while (stock := await kernel_stock(library, write_interface(Interface(Kind.MAP2D, channels))))[1]:
+                interface = write_interface(Interface(Kind.MAP2D, channels))
+                while (stock := await kernel_stock(library, interface, seed))[1]:
                     await asyncio.sleep(0.1)
                 found |= {kernel.artifact_id for kernel in stock[0]}
     return frozenset(found)

@@ -15,10 +15,11 @@ MAP, SMALLER, VECTOR = Interface(Kind.MAP2D, 16), Interface(Kind.MAP2D, 8), Inte
 
 
 class Library:
-    """Holds blueprints in memory, a page of ten at a time, and no kernel."""
+    """Holds blueprints in memory, a page of ten at a time, and kernels of those in `promoted`."""
 
     def __init__(self):
         self.blueprints = {}
+        self.promoted = []
 
     async def create_blueprint(self, request):
         assert set(request.parent_ids) <= set(self.blueprints), "a parent is not here"
@@ -40,7 +41,9 @@ class Library:
         return match(read_graph(blueprint.graph), kinds[interface.SerializeToString()])[0]
 
     async def search_kernels(self, request):
-        return pb.SearchKernelsResponse()
+        wanted = self.promoted if request.status == pb.KERNEL_STATUS_VALIDATED else []
+        matches = [pb.KernelMatch(kernel=pb.Kernel(blueprint_id=one)) for one in wanted]
+        return pb.SearchKernelsResponse(matches=matches)
 
 
 async def test_the_librarys_best_and_the_designs_of_the_interface_are_in_stock_over_all_pages():
@@ -48,11 +51,27 @@ async def test_the_librarys_best_and_the_designs_of_the_interface_are_in_stock_o
     await offer_templates(library)
     for interface in (MAP, SMALLER):
         await offer_generated(library, interface, 3, limits)
-    found = await in_stock(library, write_interface(MAP), limits)
+    found = await in_stock(library, write_interface(MAP), 3, limits)
     best = [design.blueprint_id for design in propose(MAP)][:5]
     mine = [design.blueprint_id for design in designs(MAP, 3, limits)]
     assert sorted(one.blueprint_id for one in found) == sorted(best + mine)
-    assert (await kernel_stock(library, write_interface(MAP), limits))[1] == 7
+    assert (await kernel_stock(library, write_interface(MAP), 3, limits))[1] == 7
+
+
+async def test_a_run_has_nothing_that_was_designed_for_another():
+    library, limits, where = Library(), Assortment(library=5, generated=2), write_interface(MAP)
+    await offer_templates(library)
+    await offer_generated(library, MAP, 3, limits)
+    alone = await in_stock(library, where, 3, limits)
+    await offer_generated(library, MAP, 4, limits)
+    assert await in_stock(library, where, 3, limits) == alone
+    others = [one.blueprint_id for one in await in_stock(library, where, 4, limits)]
+    assert set(others) - {one.blueprint_id for one in alone} == {one.blueprint_id for one in designs(MAP, 4, limits)}
+    library.promoted = [one.blueprint_id for one in library.blueprints.values()]
+    ready, _ = await kernel_stock(library, where, 3, limits)
+    mine = {kernel.blueprint_id for kernel in ready}
+    assert mine >= {one.blueprint_id for one in designs(MAP, 3, limits)}
+    assert not mine & {one.blueprint_id for one in designs(MAP, 4, limits)}
 
 
 async def test_a_design_carries_its_author_its_parents_and_what_was_done():
@@ -73,7 +92,7 @@ async def test_what_people_put_in_is_in_stock():
     mine = pb.Blueprint(blueprint_id=blueprint_id(graph), title="mine", author="ada")
     mine.graph.CopyFrom(write_graph(graph))
     library.blueprints[mine.blueprint_id] = mine
-    assert await in_stock(library, write_interface(MAP), Assortment(library=1, generated=0)) == [mine]
+    assert await in_stock(library, write_interface(MAP), 0, Assortment(library=1, generated=0)) == [mine]
 
 
 def test_designs_follow_the_seed_and_stay_within_the_largest_of_the_library():
@@ -85,4 +104,4 @@ def test_designs_follow_the_seed_and_stay_within_the_largest_of_the_library():
     most = max(design.inference.parameter_count for design in propose(MAP))
     assert all(design.inference.parameter_count <= most for design in designs(MAP, 1, Assortment(generated=6)))
     assert len(ids(1, VECTOR)) == 3
-    assert designs(MAP, 1, Assortment(generated=0)) == []
+    assert designs(MAP, 1, Assortment(generated=0)) == ()

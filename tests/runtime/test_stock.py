@@ -15,6 +15,7 @@ from esper.blueprint.codec import write_interface
 from esper.errors import Corrupt, Exhausted, NotFound, Untrusted
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.cache import folder_of
+from esper.runtime.assortment import Assortment
 from esper.runtime.stock import Stock, kernel_stock, offer_templates
 from tests.artifact.samples import MAP, ROOTS, built, flipped, promoted
 
@@ -60,7 +61,7 @@ def library() -> Library:
 
 @pytest.fixture
 def stock(library: Library, tmp_path: Path) -> Stock:
-    return Stock(library, tmp_path / "kernels", ROOTS)
+    return Stock(library, tmp_path / "kernels", ROOTS, Assortment(generated=0))
 
 
 def place(stock: Stock) -> Path:
@@ -157,8 +158,8 @@ async def test_a_site_has_every_fitting_blueprint_ordered_that_has_no_kernel_yet
         orders.extend(order.blueprint_id for order in submitted)
 
     interface = write_interface(MAP)
-    await stock.order(interface, submit)
-    await stock.order(interface, submit)
+    await stock.order(interface, 0, submit)
+    await stock.order(interface, 0, submit)
     assert sorted(orders) == sorted(rest)
 
 
@@ -173,8 +174,8 @@ async def test_an_order_that_could_not_be_sent_is_sent_with_the_next_run(stock, 
         orders.extend(order.blueprint_id for order in submitted)
 
     with pytest.raises(Exhausted):
-        await stock.order(write_interface(MAP), fail)
-    await stock.order(write_interface(MAP), submit)
+        await stock.order(write_interface(MAP), 0, fail)
+    await stock.order(write_interface(MAP), 0, submit)
     assert len(orders) == len(TEMPLATES)
 
 
@@ -184,6 +185,6 @@ async def test_blueprints_without_a_verdict_are_counted(library):
     library.ready = [pb.Kernel(artifact_id=NAME, blueprint_id=first)]
     library.refused = [pb.Kernel(artifact_id="1" * 64, blueprint_id=second)]
     library.blueprints[third].status = pb.BLUEPRINT_STATUS_INVALID
-    ready, open_count = await kernel_stock(library, write_interface(MAP))
+    ready, open_count = await kernel_stock(library, write_interface(MAP), 0)
     assert [kernel.artifact_id for kernel in ready] == [NAME]
     assert open_count == len(rest)

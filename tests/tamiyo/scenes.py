@@ -255,7 +255,7 @@ def controller(
     """A controller whose library ignores what it is asked for: whatever it says must be checked."""
     kernels, summaries = list(kernels), list(summaries)
 
-    async def search(interface: interface_pb2.Interface) -> tuple[list[library_pb2.Kernel], int]:
+    async def search(interface: interface_pb2.Interface, seed: int) -> tuple[list[library_pb2.Kernel], int]:
         return kernels, being_made
 
     async def summarise(task_name: str) -> list[replay_pb2.Summary]:
