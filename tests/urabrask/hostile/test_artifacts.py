@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from esper.artifact.attest import BUILT
-from esper.artifact.body import GRAPH, MODULE, WEIGHTS, read_body
+from esper.artifact.body import EXPORTED, GRAPH, MODULE, WEIGHTS, read_body
 from esper.artifact.bundle import Artifact, bundle, sign, to_bytes
 from esper.artifact.contents import open_weights, write_graph_file, write_weights_file
 from esper.karn.templates import TEMPLATES
@@ -92,10 +92,16 @@ def test_files_that_do_not_fit_each_other_are_rejected_before_anything_runs(lab,
 
 
 @pytest.mark.parametrize("file", ["kernel.cubin", "kernel.hsaco", "model.so", "model.pt2"])
-def test_native_code_in_an_artifact_is_refused_before_anything_runs(lab, file):
-    """The format carries none today: a cubin of another kernel or an AOTInductor library would be signed unseen."""
+def test_a_file_that_no_pipeline_writes_is_refused_before_anything_runs(lab, file):
     findings = evaluated(lab, forged(**{file: b"\x7fELF" + bytes(60)}))
-    assert judged(findings).reason.startswith(f"static: holds {file}; only graph.json, ")
+    assert judged(findings).reason.startswith(f"form: file {file!r} is none that a pipeline writes; ")
+    assert [check.name for check in findings.checks] == ["form"]
+
+
+def test_a_file_that_no_check_reads_is_refused_before_anything_runs(lab):
+    """A program that pipeline standard would write for people: here it would be signed unseen."""
+    findings = evaluated(lab, forged(**{EXPORTED: b"\x7fELF" + bytes(60)}))
+    assert judged(findings).reason.startswith(f"static: holds {EXPORTED}; only graph.json, ")
     assert [check.name for check in findings.checks] == ["form", "static"]
 
 
