@@ -13,18 +13,11 @@ from torch import Tensor
 from esper.artifact.agree import difference, differences, tensor_names
 from esper.artifact.script import CompiledForm
 from esper.urabrask.checks import Finding
-from esper.urabrask.subject import FLOOR, TOLERANCE, Subject
-
-# How much further than the lowering a form may be where the lowering itself is beyond the type's limit.
-LOWERING_FACTOR = 2.0
+from esper.urabrask.subject import FLOOR, Subject, limit_of
 
 
 def check_layout(subject: Subject) -> Finding:
-    """Value and gradients equal the reference's for tensors that are not contiguous: permuted and strided ones.
-
-    As near as the type's limit, or as the graph's own lowering comes for the same tensors: torch adds float16
-    products of some layouts in float16.
-    """
+    """Value and gradients equal the reference's for tensors that are not contiguous: permuted and strided ones."""
     h = subject.middle(seed=11)
     names = tensor_names(subject.lowered)
     want = _outcome(subject.reference, [tensor.double() for tensor in (h, *subject.weights)])
@@ -35,7 +28,7 @@ def check_layout(subject: Subject) -> Finding:
             for form in (subject.form, subject.lowering)
         ]
         for name, off, own in zip(names, seen, lowered, strict=True):
-            limit = max(TOLERANCE[h.dtype], LOWERING_FACTOR * own)
+            limit = limit_of(h.dtype, own)
             if not off <= limit:
                 return Finding(
                     False, f"{name} is off by {off:.3g} of the largest value for {word} tensors, limit {limit:.3g}"
@@ -48,17 +41,18 @@ def check_modes(subject: Subject) -> Finding:
     for dtype in dict.fromkeys((subject.interface.dtype, torch.float64)):
         tensors = [t.to(dtype) for t in (subject.middle(seed=12), *subject.weights)]
         want = _outcome(subject.reference, [tensor.double() for tensor in tensors])
-        limit = TOLERANCE[dtype]
+        lowered = differences(_doubles(subject.lowering, tensors), want, FLOOR[dtype])
+        limits = [limit_of(dtype, own) for own in lowered]
         for mode, value in _values(subject.form, tensors):
             seen = difference(value.double(), want[0], 0.0)
-            if not seen <= limit:
-                return Finding(False, f"output {mode} is off by {seen:.3g} of the largest value, limit {limit:g}")
+            if not seen <= limits[0]:
+                return Finding(False, f"output {mode} is off by {seen:.3g} of the largest value, limit {limits[0]:.3g}")
         for mode, wanted in (("input", slice(0, 1)), ("parameters", slice(1, None))):
             if not tensors[wanted]:
                 continue
-            got = [tensor.double() for tensor in _outcome(subject.form, [t.clone() for t in tensors], wanted)]
-            part = [want[0], *want[1:][wanted]]
-            if not max(differences(got, part, FLOOR[dtype])) <= limit:
+            got = _doubles(subject.form, tensors, wanted)
+            part, allowed = [[all_[0], *all_[1:][wanted]] for all_ in (want, limits)]
+            if not all(off <= most for off, most in zip(differences(got, part, FLOOR[dtype]), allowed, strict=True)):
                 return Finding(False, f"value or gradient differs where a gradient is wanted of the {mode} only")
     return Finding(True, "equal with gradients of all, of the input, of the parameters, without any, and in inference")
 
@@ -79,6 +73,11 @@ def _outcome(form: CompiledForm, tensors: Sequence[Tensor], wanted: slice = slic
     out = form(*leaves)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out)
     return [out.detach(), *torch.autograd.grad((out * upstream).sum(), leaves[wanted])]
+
+
+def _doubles(form: CompiledForm, tensors: Sequence[Tensor], wanted: slice = slice(None)) -> list[Tensor]:
+    """`_outcome` of copies, in float64."""
+    return [tensor.double() for tensor in _outcome(form, [tensor.clone() for tensor in tensors], wanted)]
 
 
 def _permuted(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esper.artifact.agree import difference, differences, outcome, tensor_names
 from esper.artifact.script import CompiledForm
-from esper.urabrask.subject import FLOOR, TOLERANCE, Subject
+from esper.urabrask.subject import FLOOR, Subject, limit_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def check_gradient(subject: Subject) -> Finding:
     """Value and every gradient equal those of the reference in float64.
 
     Of the compiled form in the interface's type (twice, because TorchScript optimises after the first
-    call) and in float64, and of the lowering in the interface's type.
+    call) and in float64.
     """
     worst, where = 0.0, ""
     own, exact = subject.interface.dtype, torch.float64
@@ -58,18 +58,23 @@ def check_gradient(subject: Subject) -> Finding:
         narrow = [subject.input(batch, positions, seed=3), *subject.weights]
         wide = [tensor.double() for tensor in narrow]
         want = outcome(subject.reference, wide[0], wide[1:])
-        for word, form, inputs, dtype in (
-            ("compiled form", subject.form, narrow, own),
-            ("compiled form called again", subject.form, narrow, own),
-            ("lowering", subject.lowering, narrow, own),
-            ("compiled form in float64", subject.form, wide, exact),
-        ):
+
+        def off(form: CompiledForm, inputs: list[Tensor], want: list[Tensor] = want) -> list[float]:
             got = [tensor.double() for tensor in outcome(form, inputs[0], inputs[1:])]
-            for name, seen in zip(tensor_names(subject.lowered), differences(got, want, FLOOR[dtype]), strict=True):
-                limit = TOLERANCE[dtype]
+            return differences(got, want, FLOOR[inputs[0].dtype])
+
+        lowered, none = off(subject.lowering, narrow), [0.0] * len(want)
+        for word, inputs, dtype, slack in (
+            ("compiled form", narrow, own, lowered),
+            ("compiled form called again", narrow, own, lowered),
+            ("compiled form in float64", wide, exact, none),
+        ):
+            rows = zip(tensor_names(subject.lowered), off(subject.form, inputs), slack, strict=True)
+            for name, seen, of_lowering in rows:
+                limit = limit_of(dtype, of_lowering)
                 if not seen <= limit:
                     at = f"{name} of the {word} at batch {batch}, positions {list(positions)}"
-                    return Finding(False, f"{at}: off by {seen:.3g} of the largest value, limit {limit:g}")
+                    return Finding(False, f"{at}: off by {seen:.3g} of the largest value, limit {limit:.3g}")
                 if seen / limit >= worst:
                     worst, where = seen / limit, f"{name} of the {word}"
     return Finding(True, f"largest difference {worst:.2g} of its limit, in the {where}", worst)

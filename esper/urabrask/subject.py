@@ -25,6 +25,8 @@ MEASURED: dict[int, tuple[int, tuple[int, ...]]] = {0: (64, ()), 1: (16, (32,)),
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 # A tensor's largest value counts as at least so much of the largest of all; see agree.differences.
 FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
+# How much further off than the graph's own lowering a form may be where the lowering is near the limit or beyond it.
+LOWERING_FACTOR = 2.0
 LARGE = {torch.float64: 1e6, torch.float32: 1e4, torch.float16: 30.0, torch.bfloat16: 1e4}
 TINY = {torch.float64: 1e-100, torch.float32: 1e-30, torch.float16: 1e-6, torch.bfloat16: 1e-30}
 # Below the type's smallest normal number.
@@ -83,3 +85,12 @@ def prepare(contents: Contents, form: CompiledForm) -> Subject:
     weights = draw_weights(lowered, torch.Generator().manual_seed(1))
     birth = [contents.weights[name] for name in lowered.parameter_names]
     return Subject(contents, form, lowered, exact, weights, birth)
+
+
+def limit_of(dtype: torch.dtype, lowered: float) -> float:
+    """What a form may be off by. `lowered`: what the lowering is off by for the same tensors.
+
+    torch adds some products of half types in the half type, and a gradient that nearly cancels is mostly rounding:
+    neither is the form's fault.
+    """
+    return max(TOLERANCE[dtype], LOWERING_FACTOR * lowered)

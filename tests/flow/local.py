@@ -60,7 +60,7 @@ class Shelf:
         self.titles = titles
         self.kernels: dict[str, Kernel] = {}
 
-    async def search(self, message: interface_pb2.Interface, _seed: int) -> tuple[list[library_pb2.Kernel], int]:
+    async def search(self, message: interface_pb2.Interface, _seed: int = 0) -> tuple[list[library_pb2.Kernel], int]:
         interface = read_interface(message)
         fitting = [title for title in self.titles if match(TEMPLATES[title].graph, interface)[0]]
         return [self._record(title, interface, message) for title in fitting], 0
