@@ -15,6 +15,7 @@ from esper.api.kasmina.v1 import control_pb2, nursery_pb2, telemetry_pb2
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
+from esper.api.urza.v1.library_pb2 import LineageEntry
 
 RUN = "run-1"
 GOOD, BAD = "a" * 64, "b" * 64
@@ -95,6 +96,29 @@ def status(artifact_id: str, title: str) -> telemetry_pb2.SeedStatus:
         family="bottleneck",
         parameter_count=64,
     )
+
+
+def ancestors() -> list[LineageEntry]:
+    """The lineage of the blueprint of every status: two parents, as the library tells it."""
+    return [
+        LineageEntry(
+            blueprint_id="c" * 64,
+            title="karn_1 of low_rank and <i>gate</i>",
+            family="gate",
+            author="karn",
+            source="splice; widen 8 to 16",
+            parent_ids=["d" * 64, "e" * 64],
+        ),
+        LineageEntry(blueprint_id="e" * 64, depth=1, title="<i>gate</i>", family="gate", author="eve"),
+        LineageEntry(
+            blueprint_id="d" * 64,
+            depth=1,
+            title="low_rank",
+            family="mlp",
+            author="library",
+            source="Hu et al. 2021, arXiv:2106.09685",
+        ),
+    ]
 
 
 def germinate(step: int) -> controller_pb2.Decision:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from esper.api.nissa.v1 import observability_pb2 as pb
-from esper.errors import Exhausted, PreconditionFailed
+from esper.errors import Exhausted, NotFound, PreconditionFailed
 from esper.nissa import sink as module
 from esper.nissa.book import RunBook
 from esper.nissa.metrics import Metrics
@@ -16,7 +16,7 @@ from esper.oona.cursor import MemoryCursorStore
 from esper.oona.memory import MemoryBus
 
 from .feed import published, tell
-from .scenario import RUN, answer, ask, at, hello, messages, nothing, progress
+from .scenario import RUN, ancestors, answer, ask, at, hello, messages, nothing, progress
 
 FILES = {"events.jsonl", "lineage.json", "metrics.prom", "report.html"}
 
@@ -61,6 +61,26 @@ async def test_calls_and_bus_give_the_same_files(tmp_path, run_directory, monkey
 def _stable(text):
     """Without the samples that are times."""
     return [line for line in text.splitlines() if "_created" not in line and "uptime" not in line]
+
+
+def test_the_library_is_asked_once_for_what_fossilised(run_directory, clock):
+    asked = []
+    sink = RunSink(run_directory, now=clock, ask_ancestry=lambda name: asked.append(name) or ancestors())
+    tell(sink, messages())
+    sink.close()
+    assert asked == ["c" * 64]
+    assert len(json.loads((run_directory / "lineage.json").read_text())["blueprints"]) == 3
+    assert "arXiv:2106.09685" in (run_directory / "report.html").read_text()
+
+
+def test_a_library_that_does_not_know_is_no_reason_to_fail(run_directory, clock):
+    def nobody(name):
+        raise NotFound(name)
+
+    sink = RunSink(run_directory, now=clock, ask_ancestry=nobody)
+    tell(sink, messages())
+    sink.close()
+    assert "the library has not told" in (run_directory / "report.html").read_text()
 
 
 def test_listeners_hear_what_is_recorded(run_directory, clock):
