@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from esper.nissa.pedigrees import Pedigrees
 
+KARN = "karn"  # the author of what was bred
+
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
@@ -28,11 +30,21 @@ def family(blueprint_id: str, pedigrees: Pedigrees) -> list[Ancestor]:
             lines.append(Ancestor(generation, name, "", "", ""))
             continue
         repeated = name in seen and bool(entry.parent_ids)
-        lines.append(Ancestor(generation, name, entry.title, entry.author, entry.source, repeated))
+        lines.append(
+            Ancestor(generation, name, entry.title, entry.author, in_words(entry.author, entry.source), repeated)
+        )
         if not repeated:
             seen.add(name)
             ahead += [(generation + 1, parent) for parent in reversed(entry.parent_ids)]
     return lines
+
+
+def in_words(author: str, source: str) -> str:
+    """The source of a blueprint for people to read: of a design of Karn its moves, one after the other."""
+    if author != KARN:
+        return source
+    purpose, _, moves = source.partition("; ") if source.startswith("made for ") else ("", "", source)
+    return ": ".join(part for part in (purpose, moves.replace("; ", ", then ")) if part)
 
 
 def ancestry(blueprint_ids: Iterable[str], pedigrees: Pedigrees) -> dict[str, dict[str, object]]:

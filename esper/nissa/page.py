@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
+from esper.api.urza.v1 import library_pb2
+from esper.errors import InvalidBlueprint
 from esper.nissa.codec import control_name, decision_name, seed_name, state_name
 from esper.nissa.genealogy import Ancestor, family
 from esper.nissa.lineage import Fossil, Kernels
@@ -45,6 +47,7 @@ class Page:
     unchanging_decisions: int
     fossils: list[tuple[str, ...]]
     genealogy: list[tuple[int, tuple[str, ...]]]  # generation and cells, each design before its parents
+    designs: list[tuple[str, str]]  # title and SVG of each kept design, once
     removed: list[tuple[str, ...]]
     culls: list[tuple[str, ...]]
     ends: list[tuple[str, int]]
@@ -70,6 +73,7 @@ def page_of(record: RunRecord, kernels: Kernels, pedigrees: Pedigrees = NO_PEDIG
         unchanging_decisions=record.unchanging_decisions,
         fossils=[_fossil(f, record, kernels) for f in record.lineage.fossils if f.removed_step is None],
         genealogy=genealogy,
+        designs=_designs(record, kernels, pedigrees),
         removed=[_removed(f, record, kernels) for f in record.lineage.fossils if f.removed_step is not None],
         culls=[_cull(cull, record, kernels) for cull in record.culls()],
         ends=sorted(Counter(state_name(report.outcome).lower() for report in record.reports).items()),
@@ -187,6 +191,26 @@ def _genealogy(
         known = known and bool(tree) and tree[0].blueprint_id in pedigrees
         rows += [(one.generation, _ancestor(fossil.seed, one)) for one in tree if one.blueprint_id in pedigrees]
     return rows, known
+
+
+def _designs(record: RunRecord, kernels: Kernels, pedigrees: Pedigrees) -> list[tuple[str, str]]:
+    """(title, SVG) of every design that is there and known, in the order in which they fossilised."""
+    there = [kernels.get(f.artifact_id) for f in record.lineage.fossils if f.removed_step is None]
+    names = dict.fromkeys(kernel.blueprint_id for kernel in there if kernel is not None)
+    known = [pedigrees[name] for name in names if name in pedigrees]
+    return [(one.title, drawn) for one in known if (drawn := _drawn(one))]
+
+
+def _drawn(blueprint: library_pb2.Blueprint) -> str:
+    """Its SVG; nothing for a graph that this version cannot read, as the report is of more than one design."""
+    from esper.blueprint.codec import read_graph  # loads torch, which recording does not need
+    from esper.blueprint.picture import picture
+
+    try:
+        drawn = picture(read_graph(blueprint.graph), blueprint.title)
+    except InvalidBlueprint:
+        return ""
+    return drawn.replace(' xmlns="http://www.w3.org/2000/svg"', "")  # only files need it; a page names no address
 
 
 def _ancestor(seed: str, one: Ancestor) -> tuple[str, ...]:

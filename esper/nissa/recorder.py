@@ -106,7 +106,7 @@ class Recorder:
         """Blueprints of fossils, in open runs, whose ancestors are not known yet; see `introduce`."""
         return list(dict.fromkeys(name for book in self._books.values() for name in book.strangers()))
 
-    def introduce(self, lineage: Iterable[library_pb2.LineageEntry]) -> None:
+    def introduce(self, lineage: Iterable[library_pb2.Blueprint]) -> None:
         """Take blueprints with all that they descend from, as the library has them."""
         affected = [(book, set(book.strangers())) for book in self._books.values()]
         self.pedigrees.learn(lineage)

@@ -24,7 +24,7 @@ FOLDER = "nissa"
 MAX_WAITING = 10_000
 
 # A blueprint and all that it descends from. Raises NotFound.
-AskAncestry = Callable[[str], Sequence[library_pb2.LineageEntry]]
+AskAncestry = Callable[[str], Sequence[library_pb2.Blueprint]]
 
 
 def system_time() -> Timestamp:

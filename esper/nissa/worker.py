@@ -44,7 +44,7 @@ SAVE_EVERY = 32
 _LONGEST_RETRY_S = 30.0
 
 # A blueprint and all that it descends from. Raises NotFound, Unavailable.
-AskAncestry = Callable[[str], Awaitable[Sequence[library_pb2.LineageEntry]]]
+AskAncestry = Callable[[str], Awaitable[Sequence[library_pb2.Blueprint]]]
 
 
 class ObservabilityWorker:
@@ -169,10 +169,15 @@ class ObservabilityWorker:
         for blueprint_id in self.recorder.strangers():
             try:
                 self.recorder.introduce(await self.ask_ancestry(blueprint_id))
-            except EsperError as error:
+            except Exception as error:  # whatever it is, reports do not wait for it
                 if blueprint_id not in self._unanswered:
-                    log.warning("what blueprint %s descends from is not known yet: %s", blueprint_id, error)
+                    bug = None if isinstance(error, EsperError) else error
+                    log.warning(
+                        "what blueprint %s descends from is not known yet: %s", blueprint_id, error, exc_info=bug
+                    )
                 self._unanswered.add(blueprint_id)
+                if isinstance(error, Unavailable):
+                    return  # nor would it answer for the others
 
     async def _write_reports(self) -> bool:
         """Write the reports that are due, away from the event loop. Returns whether one could not be written."""

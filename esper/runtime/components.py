@@ -104,7 +104,7 @@ class Components:
         self._nursery.do(job, results.append)
         return results[-1]
 
-    def ancestry(self, blueprint_id: str) -> Sequence[library_pb2.LineageEntry]:
+    def ancestry(self, blueprint_id: str) -> Sequence[library_pb2.Blueprint]:
         """A blueprint and all that it descends from. Raises NotFound."""
         return self._runner.run(lineage_of(self._library, blueprint_id))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.errors import Corrupt, NotFound
+from esper.nissa.genealogy import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,8 @@ def genealogy(fossil: Mapping[str, Any], blueprints: Mapping[str, Any]) -> str:
         return f"{name}: what it descends from is not known"
     parents = " and ".join(blueprints[one]["title"] if one in blueprints else one[:12] for one in known["parents"])
     origin = f", of {parents}" if parents else ""
-    return f"{name}: made by {known['author'] or 'nobody named'}{origin}" + (
-        f" ({known['source']})" if known["source"] else ""
-    )
+    source = in_words(known["author"], known["source"])
+    return f"{name}: made by {known['author'] or 'nobody named'}{origin}" + (f" ({source})" if source else "")
 
 
 def describe(run: StoredRun) -> str:

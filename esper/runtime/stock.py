@@ -38,6 +38,8 @@ class Family(Protocol):
 
     async def get_lineage(self, request: pb.GetLineageRequest, /) -> pb.GetLineageResponse: ...
 
+    async def get_blueprint(self, request: pb.GetBlueprintRequest, /) -> pb.GetBlueprintResponse: ...
+
 
 ASSORTMENT = Assortment()
 LONGEST_WAIT_S, POLL_S = 120.0, 0.2
@@ -56,7 +58,7 @@ async def promoted(library: Supply, interface: interface_pb2.Interface) -> Seque
     return [match.kernel for match in (await library.search_kernels(request)).matches]
 
 
-async def lineage_of(library: Family, blueprint_id: str) -> Sequence[pb.LineageEntry]:
+async def lineage_of(library: Family, blueprint_id: str) -> Sequence[pb.Blueprint]:
     """A blueprint and all that it descends from, itself first. Raises NotFound."""
     # what two blueprints have in common includes them: in common with itself are itself and its ancestors
     request = pb.GetLineageRequest(
@@ -64,13 +66,14 @@ async def lineage_of(library: Family, blueprint_id: str) -> Sequence[pb.LineageE
         common_with_blueprint_id=blueprint_id,
         page=resource_pb2.PageRequest(size=1000),
     )
-    found: list[pb.LineageEntry] = []
+    found: list[str] = []
     while True:
         reply = await library.get_lineage(request)
-        found += reply.entries
+        found += [entry.blueprint_id for entry in reply.entries]
         if not reply.page.next_token:
-            return found
+            break
         request.page.token = reply.page.next_token
+    return [(await library.get_blueprint(pb.GetBlueprintRequest(blueprint_id=one))).blueprint for one in found]
 
 
 async def in_stock(

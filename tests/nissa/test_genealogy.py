@@ -2,15 +2,15 @@
 
 import pytest
 
-from esper.api.urza.v1.library_pb2 import LineageEntry
-from esper.nissa.genealogy import family
+from esper.api.urza.v1.library_pb2 import Blueprint
+from esper.nissa.genealogy import family, in_words
 from esper.nissa.pedigrees import KnownPedigrees
 
 from .scenario import ancestors
 
 
 def known(**parents):
-    return {name: LineageEntry(blueprint_id=name, title=name.upper(), parent_ids=ids) for name, ids in parents.items()}
+    return {name: Blueprint(blueprint_id=name, title=name.upper(), parent_ids=ids) for name, ids in parents.items()}
 
 
 def lines(name, pedigrees):
@@ -47,6 +47,20 @@ def test_even_a_circle_ends():
     assert lines("a", known(a=["b"], b=["a"])) == [(0, "a", False), (1, "b", False), (2, "a", True)]
 
 
+@pytest.mark.parametrize(
+    ("author", "source", "words"),
+    [
+        ("karn", "made for map[8] float32; add gelu; remove add", "made for map[8] float32: add gelu, then remove add"),
+        ("karn", "add gelu; remove add", "add gelu, then remove add"),
+        ("karn", "made for map[8] float32; ", "made for map[8] float32"),
+        ("karn", "", ""),
+        ("library", "One 2020; Two 2021", "One 2020; Two 2021"),
+    ],
+)
+def test_moves_read_as_words_and_papers_as_they_are(author, source, words):
+    assert in_words(author, source) == words
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_what_was_learned_is_kept_and_once(tmp_path, again):
     for _ in range(1 + again):
@@ -56,5 +70,6 @@ def test_what_was_learned_is_kept_and_once(tmp_path, again):
     read = KnownPedigrees(tmp_path / "p.sqlite")
     assert len(read) == 3
     assert read["c" * 64].parent_ids == ["d" * 64, "e" * 64]
-    assert read["d" * 64].depth == 0  # of the asking, and no fact
+    assert read["c" * 64].graph == ancestors()[0].graph
+    assert not read["d" * 64].status  # that changes
     read.close()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
-from esper.api.urza.v1.library_pb2 import LineageEntry
+from esper.api.urza.v1.library_pb2 import Blueprint
 from esper.nissa.lineage import Lineage, lineage_of
 from esper.nissa.seeds import FOSSILIZED, Histories
 
@@ -52,14 +52,14 @@ def test_a_blueprint_that_is_not_known_is_absent():
 
 
 def test_it_has_what_the_fossils_descend_from_and_nothing_else():
-    known = {entry.blueprint_id: entry for entry in ancestors()} | {"9" * 64: LineageEntry(blueprint_id="9" * 64)}
+    known = {entry.blueprint_id: entry for entry in ancestors()} | {"9" * 64: Blueprint(blueprint_id="9" * 64)}
     found = document(recorded(), {GOOD: status(GOOD, "karn_1")}, known)
     assert list(found["blueprints"]) == ["c" * 64, "d" * 64, "e" * 64]
     assert found["blueprints"]["c" * 64] == {
         "title": "karn_1 of low_rank and <i>gate</i>",
         "family": "gate",
         "author": "karn",
-        "source": "splice; widen 8 to 16",
+        "source": "made for map[8] float32; add gelu; remove add",
         "parents": ["d" * 64, "e" * 64],
     }
     assert found["fossils"][0]["blueprint_id"] in found["blueprints"]

@@ -38,18 +38,24 @@ def test_a_run_leaves_its_four_files(run_directory):
 
 async def test_calls_and_bus_give_the_same_files(tmp_path, run_directory, monkeypatch):
     monkeypatch.setattr("esper.nissa.report.draw", lambda *_: {})
-    sink = RunSink(run_directory)
+    sink = RunSink(run_directory, ask_ancestry=lambda _: ancestors())
     for one in messages(str(run_directory)):
         monkeypatch.setattr(sink, "_now", lambda one=one: one.time)
         tell(sink, [one])
     sink.close()
     by_calls = {name: (run_directory / name).read_text() for name in FILES}
+    assert len(json.loads(by_calls["lineage.json"])["blueprints"]) == 3
     for name in FILES:
         (run_directory / name).unlink()
     recorder = Recorder(tmp_path / "state", Metrics())
-    worker = ObservabilityWorker(MemoryBus(), recorder, MemoryCursorStore())
+
+    async def ask_ancestry(_):
+        return ancestors()
+
+    worker = ObservabilityWorker(MemoryBus(), recorder, MemoryCursorStore(), ask_ancestry=ask_ancestry)
     for name, envelope in published(messages(str(run_directory))):
         await worker._apply(name, envelope)
+    await worker._ask_for_strangers()
     (book,) = recorder.due()
     book.finish(book.whole(), recorder.metrics.text())
     for name in FILES - {"metrics.prom"}:
