@@ -16,7 +16,7 @@ from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.api.urabrask.v1 import evaluation_pb2
 from esper.api.urza.v1 import library_pb2
-from esper.errors import EsperError, Exhausted, OutOfRange, PreconditionFailed, Unavailable
+from esper.errors import DeadlineExceeded, EsperError, Exhausted, OutOfRange, PreconditionFailed, Unavailable
 from esper.nissa.book import REPORT, RunBook
 from esper.nissa.recorder import Recorder, check_run
 from esper.nissa.translate import event_of_decision, event_of_report
@@ -176,7 +176,7 @@ class ObservabilityWorker:
                         "what blueprint %s descends from is not known yet: %s", blueprint_id, error, exc_info=bug
                     )
                 self._unanswered.add(blueprint_id)
-                if isinstance(error, Unavailable):
+                if isinstance(error, Unavailable | DeadlineExceeded):
                     return  # nor would it answer for the others
 
     async def _write_reports(self) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from esper.api.kasmina.v1 import control_pb2
 from esper.api.nissa.v1 import observability_pb2 as pb
-from esper.errors import Exhausted, Unavailable
+from esper.errors import DeadlineExceeded, Exhausted, Unavailable
 from esper.nissa.book import RunBook
 from esper.nissa.metrics import Metrics
 from esper.nissa.recorder import Recorder
@@ -198,7 +198,7 @@ async def test_a_report_that_cannot_be_written_is_tried_again(recorder, run_dire
     assert recorder.failures() == {}
 
 
-@pytest.mark.parametrize("error", [Unavailable("no library"), ZeroDivisionError("a bug")])
+@pytest.mark.parametrize("error", [Unavailable("none"), DeadlineExceeded("late"), ZeroDivisionError("a bug")])
 async def test_a_library_that_does_not_answer_is_asked_again_and_the_report_made_again(recorder, run_directory, error):
     asked, answers = [], False
 
