@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tamiyo": {"records", "stats"},
     "emrakul": {"records", "stats"},
     "simic": {"records"},
-    "nissa": {"records"},
+    "nissa": {"blueprint", "records"},
 }
 # The composition root and what is above it import everything; nothing below imports them.
 ROOTS = {"runtime", "cli", "loops", "__main__.py", "__init__.py"}

@@ -19,6 +19,7 @@ from esper.nissa.files import read_text, replace_text
 from esper.nissa.jsonl import JsonLines
 from esper.nissa.kernels import KnownKernels
 from esper.nissa.lineage import Lineage
+from esper.nissa.pedigrees import KnownPedigrees
 from esper.nissa.report import position_of, write_report
 from esper.nissa.run_metrics import RunCounts
 from esper.nissa.summary import RunRecord, record_of
@@ -39,6 +40,7 @@ class RunBook:
         path: Path,
         audit: AuditTrail,
         kernels: KnownKernels,
+        pedigrees: KnownPedigrees,
         failed: Callable[[str], None],
         directory: Path | None = None,
     ) -> None:
@@ -53,6 +55,7 @@ class RunBook:
         self.goodbye: pb.RunEvent | None = None
         self._audit = audit
         self._kernels = kernels
+        self._pedigrees = pedigrees
         self._failed = failed
         self._fixed_directory = directory
         self._issuers: dict[str, str] = {}  # of the controller's commands, by command id
@@ -63,6 +66,7 @@ class RunBook:
         self._jsonl: JsonLines | None = None
         self._lineage_written: str | None = None
         self._lineage_changed = True
+        self._outdated = False  # the report says less than is known since
 
     def record(self, event: pb.RunEvent, key: str) -> int:
         """Store one event, once per key, and bring everything up to date with it. Returns its position.
@@ -103,7 +107,16 @@ class RunBook:
             return False
         if self._reported is None:
             self._reported = position_of(self.directory)
-        return self._reported < self._reportable
+        return self._outdated or self._reported < self._reportable
+
+    def strangers(self) -> list[str]:
+        """Blueprints of the run's fossils whose ancestors are not known yet."""
+        return [name for name in self.lineage.blueprints(self._kernels) if name not in self._pedigrees]
+
+    def introduce(self) -> None:
+        """Pedigrees were learned: lineage.json and a report that was written before are made again."""
+        self._lineage_changed = self._outdated = True
+        self._write(LINEAGE, self._write_lineage)
 
     def whole(self) -> RunRecord:
         """The run as a report shows it, from everything in the log."""
@@ -112,14 +125,15 @@ class RunBook:
     def finish(self, record: RunRecord, metrics_text: str) -> None:
         """Write metrics.prom and report.html, as far as they can be. It takes seconds and may run in another thread."""
         if self.directory is not None:
-            directory = self.directory
+            directory, self._outdated = self.directory, False
             self._write(METRICS, lambda: replace_text(directory / METRICS, metrics_text))
             self._write(REPORT, lambda: self.write_report(record))
             self._reported = None
+            self._outdated |= REPORT in self.failures
 
     def write_report(self, record: RunRecord) -> Path:
         """Write report.html and return its path. Raises PreconditionFailed, Exhausted."""
-        return write_report(self.directory, record, dict(self._kernels))
+        return write_report(self.directory, record, dict(self._kernels), dict(self._pedigrees))
 
     def close(self) -> None:
         self.log.close()
@@ -165,7 +179,7 @@ class RunBook:
     def _write_lineage(self) -> None:
         if self.directory is None or not self._lineage_changed:
             return
-        text = self.lineage.write(self._kernels)
+        text = self.lineage.write(self._kernels, self._pedigrees)
         if read_text(self.directory / LINEAGE) != text:
             replace_text(self.directory / LINEAGE, text)
         self._lineage_changed = False

@@ -14,6 +14,8 @@ from esper.api.kasmina.v1 import telemetry_pb2
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
 from esper.nissa.codec import seed_name, source_of, state_name
+from esper.nissa.genealogy import ancestry
+from esper.nissa.pedigrees import NO_PEDIGREES, Pedigrees
 from esper.nissa.seeds import FOSSILIZED
 
 Kernels = Mapping[str, telemetry_pb2.SeedStatus]
@@ -76,12 +78,18 @@ class Lineage:
         self.fossils = [_after_rollback(fossil, rollback) for fossil in before]
         return self.fossils != before
 
-    def write(self, kernels: Kernels) -> str:
+    def blueprints(self, kernels: Kernels) -> list[str]:
+        """The blueprints of the fossils, gone ones included, each once; a kernel that is not known has none."""
+        known = (kernels.get(fossil.artifact_id) for fossil in self.fossils)
+        return list(dict.fromkeys(one.blueprint_id for one in known if one is not None and one.blueprint_id))
+
+    def write(self, kernels: Kernels, pedigrees: Pedigrees = NO_PEDIGREES) -> str:
         """The JSON document. `kernels`: what is known of kernels, by artifact id."""
         document = {
             "run_id": self.run_id,
             "fossils": [_row(fossil, kernels) for fossil in self.fossils if fossil.removed_step is None],
             "removed": [_row(fossil, kernels) for fossil in self.fossils if fossil.removed_step is not None],
+            "blueprints": ancestry(self.blueprints(kernels), pedigrees),
             "transitions": self.transitions,
         }
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

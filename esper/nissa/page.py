@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
+from esper.api.urza.v1 import library_pb2
+from esper.errors import InvalidBlueprint
 from esper.nissa.codec import control_name, decision_name, seed_name, state_name
+from esper.nissa.genealogy import Ancestor, family
 from esper.nissa.lineage import Fossil, Kernels
+from esper.nissa.pedigrees import NO_PEDIGREES, Pedigrees
 from esper.nissa.seeds import DORMANT
 from esper.nissa.summary import Cull, RunRecord
 
 ARMS = ("grown", "never-grown", "static-final")
 NONE = "\N{EN DASH}"  # where a cell has nothing to say
+STRANGERS = "the library has not told what every one of these descends from"
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -41,6 +46,8 @@ class Page:
     decisions: list[DecisionRow]
     unchanging_decisions: int
     fossils: list[tuple[str, ...]]
+    genealogy: list[tuple[int, tuple[str, ...]]]  # generation and cells, each design before its parents
+    designs: list[tuple[str, str]]  # title and SVG of each kept design, once
     removed: list[tuple[str, ...]]
     culls: list[tuple[str, ...]]
     ends: list[tuple[str, int]]
@@ -51,9 +58,10 @@ class Page:
     missing: dict[str, str]
 
 
-def page_of(record: RunRecord, kernels: Kernels) -> Page:
+def page_of(record: RunRecord, kernels: Kernels, pedigrees: Pedigrees = NO_PEDIGREES) -> Page:
     """The page of a run."""
     summary = record.summary
+    genealogy, known = _genealogy(record, kernels, pedigrees)
     return Page(
         title=record.run_id,
         position=record.position,
@@ -64,6 +72,8 @@ def page_of(record: RunRecord, kernels: Kernels) -> Page:
         decisions=[_decision(decision) for decision in record.decisions],
         unchanging_decisions=record.unchanging_decisions,
         fossils=[_fossil(f, record, kernels) for f in record.lineage.fossils if f.removed_step is None],
+        genealogy=genealogy,
+        designs=_designs(record, kernels, pedigrees),
         removed=[_removed(f, record, kernels) for f in record.lineage.fossils if f.removed_step is not None],
         culls=[_cull(cull, record, kernels) for cull in record.culls()],
         ends=sorted(Counter(state_name(report.outcome).lower() for report in record.reports).items()),
@@ -71,7 +81,7 @@ def page_of(record: RunRecord, kernels: Kernels) -> Page:
         rollbacks=[(r.step, r.restored_step, r.reason, ", ".join(r.locked_seeds) or NONE) for r in record.rollbacks],
         notes=[(step, note.level, note.source, note.text) for step, note in record.notes],
         states=_states(record),
-        missing=_missing(record),
+        missing=_missing(record) | ({} if known else {"genealogy": STRANGERS}),
     )
 
 
@@ -168,6 +178,45 @@ def _title(artifact_id: str, record: RunRecord, kernels: Kernels) -> str:
 def _fossil(fossil: Fossil, record: RunRecord, kernels: Kernels) -> tuple[str, ...]:
     title = _title(fossil.artifact_id, record, kernels)
     return (fossil.seed, title, f"{fossil.step:,}", fossil.artifact_id or NONE, fossil.reason)
+
+
+def _genealogy(
+    record: RunRecord, kernels: Kernels, pedigrees: Pedigrees
+) -> tuple[list[tuple[int, tuple[str, ...]]], bool]:
+    """(the family tree of every fossil that is there, whether the library has told of all of them)."""
+    there, rows, known = [f for f in record.lineage.fossils if f.removed_step is None], [], True
+    for fossil in there:
+        kernel = kernels.get(fossil.artifact_id)
+        tree = family(kernel.blueprint_id, pedigrees) if kernel is not None and kernel.blueprint_id else []
+        known = known and bool(tree) and tree[0].blueprint_id in pedigrees
+        rows += [(one.generation, _ancestor(fossil.seed, one)) for one in tree if one.blueprint_id in pedigrees]
+    return rows, known
+
+
+def _designs(record: RunRecord, kernels: Kernels, pedigrees: Pedigrees) -> list[tuple[str, str]]:
+    """(title, SVG) of every design that is there and known, in the order in which they fossilised."""
+    there = [kernels.get(f.artifact_id) for f in record.lineage.fossils if f.removed_step is None]
+    names = dict.fromkeys(kernel.blueprint_id for kernel in there if kernel is not None)
+    known = [pedigrees[name] for name in names if name in pedigrees]
+    return [(one.title, drawn) for one in known if (drawn := _drawn(one))]
+
+
+def _drawn(blueprint: library_pb2.Blueprint) -> str:
+    """Its SVG; nothing for a graph that this version cannot read, as the report is of more than one design."""
+    from esper.blueprint.codec import read_graph  # loads torch, which recording does not need
+    from esper.blueprint.picture import picture
+
+    try:
+        drawn = picture(read_graph(blueprint.graph), blueprint.title)
+    except InvalidBlueprint:
+        return ""
+    return drawn.replace(' xmlns="http://www.w3.org/2000/svg"', "")  # only files need it; a page names no address
+
+
+def _ancestor(seed: str, one: Ancestor) -> tuple[str, ...]:
+    """Cells: seed (of what fossilised itself), design, maker, and what it comes from."""
+    origin = "as above" if one.repeated else one.source or NONE
+    return ("" if one.generation else seed, one.title or short(one.blueprint_id), one.author or NONE, origin)
 
 
 def _removed(fossil: Fossil, record: RunRecord, kernels: Kernels) -> tuple[str, ...]:

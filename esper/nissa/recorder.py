@@ -5,7 +5,7 @@ One object for all wirings: a worker feeds it from the bus, a sink from direct c
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,6 +15,7 @@ from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.tolaria.v1 import state_pb2
 from esper.api.urabrask.v1 import evaluation_pb2
+from esper.api.urza.v1 import library_pb2
 from esper.errors import Corrupt, InvalidRequest, NotFound
 from esper.nissa.audit import AuditTrail
 from esper.nissa.audited import entry_of_command, entry_of_kernel
@@ -23,6 +24,7 @@ from esper.nissa.codec import check_time, key_of
 from esper.nissa.events import log_path
 from esper.nissa.kernels import KnownKernels
 from esper.nissa.metrics import Metrics
+from esper.nissa.pedigrees import KnownPedigrees
 from esper.nissa.translate import event_of_packet
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Recorder:
         self.metrics = metrics
         self.audit = AuditTrail(folder / "audit.sqlite")
         self.kernels = KnownKernels(folder / "kernels.sqlite")
+        self.pedigrees = KnownPedigrees(folder / "pedigrees.sqlite")
         self._runs = folder / "runs"
         self._directory = directory
         self._listen = listen
@@ -99,6 +102,18 @@ class Recorder:
         self.audit.append(f"kernel/{key}", entry_of_kernel(message, time))
         self.metrics.count_kernel("promoted" if message.promoted else "rejected")
 
+    def strangers(self) -> list[str]:
+        """Blueprints of fossils, in open runs, whose ancestors are not known yet; see `introduce`."""
+        return list(dict.fromkeys(name for book in self._books.values() for name in book.strangers()))
+
+    def introduce(self, lineage: Iterable[library_pb2.Blueprint]) -> None:
+        """Take blueprints with all that they descend from, as the library has them."""
+        affected = [(book, set(book.strangers())) for book in self._books.values()]
+        self.pedigrees.learn(lineage)
+        for book, strange in affected:
+            if strange.intersection(self.pedigrees):
+                book.introduce()
+
     def health(self, batch: telemetry_pb2.HealthBatch) -> None:
         """Count readings."""
         self.metrics.telemetry(batch.run_id).take_health(batch)
@@ -138,6 +153,7 @@ class Recorder:
             book.close()
         self._books.clear()
         self.kernels.close()
+        self.pedigrees.close()
         self.audit.close()
 
     def _open(self, run_id: str, *, make: bool) -> RunBook:
@@ -148,7 +164,13 @@ class Recorder:
                 raise NotFound(f"nothing was heard of a run {run_id!r}; `esper runs` lists those that are known")
             count = self.metrics.failed_writes
             book = RunBook(
-                run_id, path, self.audit, self.kernels, lambda name: count.labels(name).inc(), self._directory
+                run_id,
+                path,
+                self.audit,
+                self.kernels,
+                self.pedigrees,
+                lambda name: count.labels(name).inc(),
+                self._directory,
             )
             self._books[run_id] = book
             book.catch_up()

@@ -8,6 +8,7 @@ from esper.nissa import plots
 from esper.nissa.files import read_text, replace_text
 from esper.nissa.lineage import Kernels
 from esper.nissa.page import Page, page_of
+from esper.nissa.pedigrees import NO_PEDIGREES, Pedigrees
 from esper.nissa.seeds import FOSSILIZED, Stay
 from esper.nissa.summary import RunRecord
 
@@ -15,7 +16,7 @@ FILE = "report.html"
 _POSITION = re.compile(r'<meta name="esper-position" content="(\d+)">')
 
 
-def render(record: RunRecord, kernels: Kernels) -> str:
+def render(record: RunRecord, kernels: Kernels, pedigrees: Pedigrees = NO_PEDIGREES) -> str:
     """The page as HTML: styles and pictures are inside, nothing is fetched, no script runs."""
     import jinja2
 
@@ -27,7 +28,7 @@ def render(record: RunRecord, kernels: Kernels) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = page_of(record, kernels)
+    page = page_of(record, kernels, pedigrees)
     shown, left_out = _lanes(record)
     pictures = draw(record, page, shown)
     return environment.get_template("report.html.j2").render(page=page, pictures=pictures, left_out=left_out)
@@ -47,7 +48,9 @@ def draw(record: RunRecord, page: Page, lanes: dict[str, list[Stay]]) -> dict[st
     return pictures
 
 
-def write_report(directory: Path | None, record: RunRecord, kernels: Kernels) -> Path:
+def write_report(
+    directory: Path | None, record: RunRecord, kernels: Kernels, pedigrees: Pedigrees = NO_PEDIGREES
+) -> Path:
     """Write the report into the run's directory and return its path.
 
     Raises PreconditionFailed where the directory is not known or cannot be written,
@@ -58,7 +61,7 @@ def write_report(directory: Path | None, record: RunRecord, kernels: Kernels) ->
             f"the directory of run {record.run_id!r} is not known, because its hello was not heard; attach it again"
         )
     path = directory / FILE
-    replace_text(path, render(record, kernels))
+    replace_text(path, render(record, kernels, pedigrees))
     return path
 
 

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tolaria.v1 import trainer_pb2
-from esper.errors import Exhausted, PreconditionFailed, Unavailable
+from esper.api.urza.v1 import library_pb2
+from esper.errors import EsperError, Exhausted, PreconditionFailed, Unavailable
 from esper.nissa.book import RunBook
 from esper.nissa.metrics import Metrics
 from esper.nissa.recorder import Recorder
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "nissa"
 MAX_WAITING = 10_000
+
+# A blueprint and all that it descends from. Raises NotFound.
+AskAncestry = Callable[[str], Sequence[library_pb2.Blueprint]]
 
 
 def system_time() -> Timestamp:
@@ -44,14 +48,17 @@ class RunSink:
         *,
         now: Callable[[], Timestamp] = system_time,
         listen: Callable[[pb.RunEvent], None] | None = None,
+        ask_ancestry: AskAncestry | None = None,
     ) -> None:
         """`listen`: told of every event as it is recorded, with its position.
+        `ask_ancestry`: asked at the end; without it the genealogy of what fossilised stays unknown.
 
         Raises PreconditionFailed where the directory cannot be written.
         """
         self.metrics = Metrics()
         self.recorder = Recorder(run_directory / FOLDER, self.metrics, directory=run_directory, listen=listen)
         self._now = now
+        self._ask_ancestry = ask_ancestry
         self._run_id = ""
         self._nonce = secrets.token_hex(8)  # keys of this process; those of earlier ones are in the log
         self._number = 0
@@ -97,6 +104,7 @@ class RunSink:
             if self._run_id and not self._waiting:
                 book = self.recorder.run(self._run_id)
                 book.catch_up()
+                self._ask_for_strangers(book)
                 book.finish(book.whole(), self.metrics.text())
                 self._check(book)
             self._check_waiting()
@@ -123,6 +131,16 @@ class RunSink:
                 self._waiting.popleft()
                 raise
             self._waiting.popleft()
+
+    def _ask_for_strangers(self, book: RunBook) -> None:
+        """Learn what the run's fossils descend from."""
+        if self._ask_ancestry is None:
+            return
+        for blueprint_id in book.strangers():
+            try:
+                self.recorder.introduce(self._ask_ancestry(blueprint_id))
+            except EsperError as error:
+                log.warning("what blueprint %s descends from is not known: %s", blueprint_id, error)
 
     def _check(self, book: RunBook) -> None:
         if book.failures:

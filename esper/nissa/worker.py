@@ -6,7 +6,7 @@ what it has, so that an envelope that comes again changes nothing: applied exact
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from esper.api.kasmina.v1 import control_pb2, telemetry_pb2
@@ -15,7 +15,8 @@ from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.api.urabrask.v1 import evaluation_pb2
-from esper.errors import EsperError, Exhausted, OutOfRange, PreconditionFailed, Unavailable
+from esper.api.urza.v1 import library_pb2
+from esper.errors import DeadlineExceeded, EsperError, Exhausted, OutOfRange, PreconditionFailed, Unavailable
 from esper.nissa.book import REPORT, RunBook
 from esper.nissa.recorder import Recorder, check_run
 from esper.nissa.translate import event_of_decision, event_of_report
@@ -42,6 +43,9 @@ SUBJECTS = (
 SAVE_EVERY = 32
 _LONGEST_RETRY_S = 30.0
 
+# A blueprint and all that it descends from. Raises NotFound, Unavailable.
+AskAncestry = Callable[[str], Awaitable[Sequence[library_pb2.Blueprint]]]
+
 
 class ObservabilityWorker:
     """Feeds a recorder from a bus, and writes the reports of runs that are over."""
@@ -54,13 +58,19 @@ class ObservabilityWorker:
         *,
         retry_s: float = 0.5,
         report_every_s: float = 1.0,
+        ask_ancestry: AskAncestry | None = None,
     ) -> None:
-        """`retry_s`: first pause while the disk is full. `report_every_s`: between two looks for runs that are over."""
+        """`retry_s`: first pause while the disk is full. `report_every_s`: between two looks for runs that are over.
+
+        `ask_ancestry`: of the library; without it the genealogy of what fossilised stays unknown, and reports say so.
+        """
         self.bus = bus
         self.recorder = recorder
         self.cursors = cursors
         self.retry_s = retry_s
         self.report_every_s = report_every_s
+        self.ask_ancestry = ask_ancestry
+        self._unanswered: set[str] = set()  # said once in the log
         self._take: dict[type[Any], Callable[[Any, Envelope], object]] = {
             pb.RunEvent: self._event,
             trainer_pb2.Progress: self._progress,
@@ -85,6 +95,7 @@ class ObservabilityWorker:
             for task in (reporter, *consumers):
                 task.cancel()
             await asyncio.gather(reporter, *consumers, return_exceptions=True)
+        await self._ask_for_strangers()
         await self._write_reports()
 
     async def _consume(self, name: Name) -> None:
@@ -147,8 +158,26 @@ class ObservabilityWorker:
         pause_s = self.report_every_s
         while True:
             await asyncio.sleep(pause_s)
+            await self._ask_for_strangers()
             failed = await self._write_reports()
             pause_s = min(2 * pause_s, 60.0) if failed else self.report_every_s
+
+    async def _ask_for_strangers(self) -> None:
+        """Learn what fossils descend from. Who does not answer is asked again at the next look."""
+        if self.ask_ancestry is None:
+            return
+        for blueprint_id in self.recorder.strangers():
+            try:
+                self.recorder.introduce(await self.ask_ancestry(blueprint_id))
+            except Exception as error:  # whatever it is, reports do not wait for it
+                if blueprint_id not in self._unanswered:
+                    bug = None if isinstance(error, EsperError) else error
+                    log.warning(
+                        "what blueprint %s descends from is not known yet: %s", blueprint_id, error, exc_info=bug
+                    )
+                self._unanswered.add(blueprint_id)
+                if isinstance(error, Unavailable | DeadlineExceeded):
+                    return  # nor would it answer for the others
 
     async def _write_reports(self) -> bool:
         """Write the reports that are due, away from the event loop. Returns whether one could not be written."""

@@ -17,7 +17,7 @@ import torch
 
 from esper.api.nissa.v1 import observability_pb2
 from esper.api.tolaria.v1 import trainer_pb2
-from esper.nissa.sink import RunSink
+from esper.nissa.sink import AskAncestry, RunSink
 from esper.runtime.attach import Plan, hello_of, make_run, open_session, warning
 from esper.runtime.components import Components
 from esper.runtime.controls import control_jobs, count_ends, summarise
@@ -57,7 +57,7 @@ def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
         spec.write()
         components = stack.enter_context(Components(home))
         components.make_kernels((site.interface for site in hello.sites), hello.random_seed)
-        recording = stack.enter_context(Recording(plan.directory, live))
+        recording = stack.enter_context(Recording(plan.directory, live, components.ancestry))
         passed_over: list[str] = []
         store = CheckpointStore(plan.directory / "checkpoints", warn=passed_over.append)
         checkpoint = store.latest() if spec.resume else None
@@ -84,11 +84,11 @@ def _conclude(plan: Plan, components: Components, recording: "Recording", contro
 class Recording:
     """What is heard of a run, written down and shown while training goes on. A context manager."""
 
-    def __init__(self, directory: Path, live: bool) -> None:
+    def __init__(self, directory: Path, live: bool, ask_ancestry: AskAncestry) -> None:
         self.events: list[Event] = []
         self._show: SimpleQueue[Event | None] = SimpleQueue()
         self._viewer = threading.Thread(target=self._view, args=(live,), name="esper-view")
-        self.sink = RunSink(directory, listen=self._listen)
+        self.sink = RunSink(directory, listen=self._listen, ask_ancestry=ask_ancestry)
 
     def __enter__(self) -> Self:
         self._viewer.start()

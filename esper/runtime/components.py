@@ -17,6 +17,7 @@ from esper.api.simic.v1 import replay_pb2
 from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.tolaria.v1 import trainer_pb2
+from esper.api.urza.v1 import library_pb2
 from esper.artifact.folder import read_folder
 from esper.artifact.keys import load_or_create_key
 from esper.blueprint.interface import Interface
@@ -32,7 +33,7 @@ from esper.runtime.local import LocalLine, Packet
 from esper.runtime.platform import now, trust_of
 from esper.runtime.pool import Pool
 from esper.runtime.services import WARM_UP, WORKSHOP, clock
-from esper.runtime.stock import Stock, kernel_stock, offer_templates
+from esper.runtime.stock import Stock, kernel_stock, lineage_of, offer_templates
 from esper.simic.store import ReplayStore
 from esper.tamiyo.answer import Controller, SearchKernels
 from esper.tamiyo.service import decision_log
@@ -103,6 +104,10 @@ class Components:
         self._nursery.do(job, results.append)
         return results[-1]
 
+    def ancestry(self, blueprint_id: str) -> Sequence[library_pb2.Blueprint]:
+        """A blueprint and all that it descends from. Raises NotFound."""
+        return self._runner.run(lineage_of(self._library, blueprint_id))
+
     async def _open(self) -> None:
         home, stack = self.home, self._stack
         home.folder("db")
@@ -110,6 +115,7 @@ class Components:
         url = f"sqlite+aiosqlite:///{home.database('urza').absolute()}"
         library = await open_library(url, home.folder("blobs").absolute().as_uri(), roots)
         stack.push_async_callback(library.close)
+        self._library = library
         pool = Pool("workshop", WORKSHOP, size=WORKERS, log=home.folder("logs") / "workshop.log")
         await pool.start()
         stack.push_async_callback(pool.stop)

@@ -19,7 +19,9 @@ from esper.nissa.worker import ObservabilityWorker
 from esper.oona.cursor import FileCursorStore
 from esper.oona.envelope import Sender
 from esper.oona.subjects import Name
+from esper.runtime.clients import LibraryClient
 from esper.runtime.platform import Platform, now
+from esper.runtime.stock import lineage_of
 
 SERVICES = {
     "oona": "esper.api.oona.v1.BusService",
@@ -45,7 +47,9 @@ async def build_nissa(platform: Platform) -> None:
     servicer = ObservabilityServicer(recorder, functools.partial(check_services, platform))
     platform.mount(observability_pb2_grpc.add_ObservabilityServiceServicer_to_server, servicer)
     cursors = FileCursorStore(platform.home.folder("cursors"))
-    platform.task("nissa/record", ObservabilityWorker(platform.bus, recorder, cursors).run)
+    ask_ancestry = functools.partial(lineage_of, LibraryClient(platform.channel_to("urza")))
+    worker = ObservabilityWorker(platform.bus, recorder, cursors, ask_ancestry=ask_ancestry)
+    platform.task("nissa/record", worker.run)
     platform.task("nissa/queues", functools.partial(tell_queues, platform))
 
 

@@ -1,11 +1,13 @@
 """Runs as they lie on disk: find, list, describe."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from esper.errors import Corrupt, NotFound
+from esper.nissa.genealogy import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,18 @@ def runs_table(runs: list[StoredRun]) -> str:
     return "\n".join(lines)
 
 
+def genealogy(fossil: Mapping[str, Any], blueprints: Mapping[str, Any]) -> str:
+    """What a fossil of lineage.json descends from, in one line."""
+    name = str(fossil.get("title") or fossil.get("blueprint_id", "")[:12] or "its blueprint is not known")
+    known = blueprints.get(fossil.get("blueprint_id", ""))
+    if known is None:
+        return f"{name}: what it descends from is not known"
+    parents = " and ".join(blueprints[one]["title"] if one in blueprints else one[:12] for one in known["parents"])
+    origin = f", of {parents}" if parents else ""
+    source = in_words(known["author"], known["source"])
+    return f"{name}: made by {known['author'] or 'nobody named'}{origin}" + (f" ({source})" if source else "")
+
+
 def describe(run: StoredRun) -> str:
     """What one run is and what came of it."""
     lines = [f"run         {run.run_id}", f"directory   {run.folder}", f"task        {run.spec['task']}"]
@@ -74,5 +88,6 @@ def describe(run: StoredRun) -> str:
         lines.append("result      none yet: it is under way, or it was ended")
     for fossil in run.lineage.get("fossils", []):
         lines.append(f"fossil      {fossil['seed']} at step {fossil['step']}: kernel {fossil['artifact_id']}")
+        lines.append(f"genealogy   {genealogy(fossil, run.lineage.get('blueprints', {}))}")
     reports = [name for name in ("report.html", "events.jsonl", "model.py", "model.pt") if (run.folder / name).exists()]
     return "\n".join([*lines, f"files       {', '.join(reports) or 'none'}"])

@@ -33,6 +33,14 @@ class Supply(Protocol):
     ) -> tuple[artifact_pb2.ArtifactManifest, dict[str, bytes]]: ...
 
 
+class Family(Protocol):
+    """What of the library tells of descent; see esper.urza.port."""
+
+    async def get_lineage(self, request: pb.GetLineageRequest, /) -> pb.GetLineageResponse: ...
+
+    async def get_blueprint(self, request: pb.GetBlueprintRequest, /) -> pb.GetBlueprintResponse: ...
+
+
 ASSORTMENT = Assortment()
 LONGEST_WAIT_S, POLL_S = 120.0, 0.2
 Submit = Callable[[Iterable[forge_pb2.BlueprintSubmitted]], Awaitable[None]]
@@ -48,6 +56,24 @@ async def promoted(library: Supply, interface: interface_pb2.Interface) -> Seque
     """VALIDATED kernels for exactly this interface: the controller's search."""
     request = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_VALIDATED, limit=100)
     return [match.kernel for match in (await library.search_kernels(request)).matches]
+
+
+async def lineage_of(library: Family, blueprint_id: str) -> Sequence[pb.Blueprint]:
+    """A blueprint and all that it descends from, itself first. Raises NotFound."""
+    # what two blueprints have in common includes them: in common with itself are itself and its ancestors
+    request = pb.GetLineageRequest(
+        blueprint_id=blueprint_id,
+        common_with_blueprint_id=blueprint_id,
+        page=resource_pb2.PageRequest(size=1000),
+    )
+    found: list[str] = []
+    while True:
+        reply = await library.get_lineage(request)
+        found += [entry.blueprint_id for entry in reply.entries]
+        if not reply.page.next_token:
+            break
+        request.page.token = reply.page.next_token
+    return [(await library.get_blueprint(pb.GetBlueprintRequest(blueprint_id=one))).blueprint for one in found]
 
 
 async def in_stock(

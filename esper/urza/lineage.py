@@ -82,4 +82,5 @@ def _entry(blueprint: pb.Blueprint, depth: int) -> pb.LineageEntry:
         family=blueprint.family,
         author=blueprint.author,
         status=blueprint.status,
+        source=blueprint.source,
     )

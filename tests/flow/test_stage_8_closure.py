@@ -1,5 +1,6 @@
 """Stage 8, closure: what grew is part of the model, was worth it, is remembered, and everybody is well."""
 
+import asyncio
 import math
 
 import pytest
@@ -16,6 +17,17 @@ FINAL = {"FOSSILIZED", "CULLED", "CANCELLED", "DORMANT"}
 
 def test_an_adaptation_has_succeeded(stage):
     assert len(stage.file("lineage.json")["fossils"]) > 0
+
+
+async def test_the_descent_of_what_was_kept_is_told(stage):
+    """The library is asked soon after a fossil, not in the same moment."""
+    names = {fossil["blueprint_id"] for fossil in stage.file("lineage.json")["fossils"]}
+    async with asyncio.timeout(30):
+        while not names <= stage.file("lineage.json")["blueprints"].keys():
+            await asyncio.sleep(0.1)
+    blueprints = stage.file("lineage.json")["blueprints"]
+    assert all(blueprints[name]["author"] for name in names)
+    assert all(parent in blueprints for one in blueprints.values() for parent in one["parents"])
 
 
 def test_every_seed_has_come_to_an_end(stage):

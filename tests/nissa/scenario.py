@@ -15,6 +15,9 @@ from esper.api.kasmina.v1 import control_pb2, nursery_pb2, telemetry_pb2
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tolaria.v1 import state_pb2, trainer_pb2
+from esper.api.urza.v1.library_pb2 import Blueprint
+from esper.blueprint.codec import write_graph
+from esper.karn.templates import TEMPLATES
 
 RUN = "run-1"
 GOOD, BAD = "a" * 64, "b" * 64
@@ -95,6 +98,29 @@ def status(artifact_id: str, title: str) -> telemetry_pb2.SeedStatus:
         family="bottleneck",
         parameter_count=64,
     )
+
+
+def ancestors() -> list[Blueprint]:
+    """The blueprint of every status and its two parents, as the library tells of them."""
+    return [
+        Blueprint(
+            blueprint_id="c" * 64,
+            graph=write_graph(TEMPLATES["conv3"].graph),
+            title="karn_1 of low_rank and <i>gate</i>",
+            family="gate",
+            author="karn",
+            source="made for map[8] float32; add gelu; remove add",
+            parent_ids=["d" * 64, "e" * 64],
+        ),
+        Blueprint(blueprint_id="e" * 64, title="<i>gate</i>", family="gate", author="eve"),
+        Blueprint(
+            blueprint_id="d" * 64,
+            title="low_rank",
+            family="mlp",
+            author="library",
+            source="Hu et al. 2021, arXiv:2106.09685",
+        ),
+    ]
 
 
 def germinate(step: int) -> controller_pb2.Decision:

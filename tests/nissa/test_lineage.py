@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
+from esper.api.urza.v1.library_pb2 import Blueprint
 from esper.nissa.lineage import Lineage, lineage_of
 from esper.nissa.seeds import FOSSILIZED, Histories
 
 from .feed import recorded
-from .scenario import BAD, GOOD, RUN, moved, seed, status
+from .scenario import BAD, GOOD, RUN, ancestors, moved, seed, status
 from .strategies import lives
 
 
@@ -23,8 +24,8 @@ def rollback(step, restored_step):
     return pb.RunEvent(run_id=RUN, rollback=state_pb2.Rollback(step=step, restored_step=restored_step, reason="NaN"))
 
 
-def document(events, kernels=None):
-    return json.loads(lineage_of(RUN, events).write(kernels or {}))
+def document(events, kernels=None, pedigrees=None):
+    return json.loads(lineage_of(RUN, events).write(kernels or {}, pedigrees or {}))
 
 
 def test_the_scenarios_lineage():
@@ -48,6 +49,26 @@ def test_the_scenarios_lineage():
 
 def test_a_blueprint_that_is_not_known_is_absent():
     assert "blueprint_id" not in document([transition("FINE_TUNING", "FOSSILIZED", 5)])["fossils"][0]
+
+
+def test_it_has_what_the_fossils_descend_from_and_nothing_else():
+    known = {entry.blueprint_id: entry for entry in ancestors()} | {"9" * 64: Blueprint(blueprint_id="9" * 64)}
+    found = document(recorded(), {GOOD: status(GOOD, "karn_1")}, known)
+    assert list(found["blueprints"]) == ["c" * 64, "d" * 64, "e" * 64]
+    assert found["blueprints"]["c" * 64] == {
+        "title": "karn_1 of low_rank and <i>gate</i>",
+        "family": "gate",
+        "author": "karn",
+        "source": "made for map[8] float32; add gelu; remove add",
+        "parents": ["d" * 64, "e" * 64],
+    }
+    assert found["fossils"][0]["blueprint_id"] in found["blueprints"]
+
+
+def test_without_fossils_or_answers_there_is_no_genealogy():
+    known = {entry.blueprint_id: entry for entry in ancestors()}
+    assert document([], {GOOD: status(GOOD, "karn_1")}, known)["blueprints"] == {}
+    assert document(recorded(), {GOOD: status(GOOD, "karn_1")})["blueprints"] == {}
 
 
 def test_a_late_cull_moves_a_fossil_to_the_removed():

@@ -215,7 +215,7 @@ def test_recovery_goes_past_a_damaged_log(recorder, tmp_path, run_directory):
 
 
 def test_a_report_is_due_once_the_run_is_over_and_whenever_something_is_added(recorder, run_directory, monkeypatch):
-    monkeypatch.setattr(book, "write_report", lambda directory, record, kernels: _stub(directory, record))
+    monkeypatch.setattr(book, "write_report", lambda directory, record, kernels, pedigrees: _stub(directory, record))
     events = recorded(str(run_directory))
     goodbye = next(i for i, event in enumerate(events) if event.HasField("goodbye"))
     record_all(recorder, events[:goodbye])

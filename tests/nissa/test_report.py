@@ -14,7 +14,7 @@ from esper.nissa.report import position_of, render, write_report
 from esper.nissa.summary import record_of
 
 from .feed import recorded
-from .scenario import RUN, hello, moved, seed
+from .scenario import RUN, ancestors, hello, moved, seed, status
 from .strategies import events
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -82,6 +82,40 @@ def test_the_page_says_what_happened(whole):
 
 def test_words_from_outside_are_text(whole):
     assert "a &lt;b&gt;bold&lt;/b&gt; note &amp; more" in whole
+
+
+def test_the_genealogy_of_what_was_kept_names_parents_moves_and_papers():
+    known = {entry.blueprint_id: entry for entry in ancestors()}
+    page = render(record_of(RUN, recorded()), {"a" * 64: status("a" * 64, "karn_1")}, known)
+    text = Page(page).text
+    assert "fc1/0 karn_1 of low_rank and <i>gate</i> karn made for map[8] float32: add gelu, then remove add" in text
+    assert "low_rank library Hu et al. 2021, arXiv:2106.09685" in text
+    assert "&lt;i&gt;gate&lt;/i&gt;" in page and "<i>gate" not in page
+    assert "has not told" not in text
+
+
+def test_a_kept_design_is_drawn_once_and_the_page_stays_whole():
+    known = {entry.blueprint_id: entry for entry in ancestors()}
+    kernels = {"a" * 64: status("a" * 64, "karn_1")}
+    page = render(record_of(RUN, recorded()), kernels, known)
+    assert page.count('class="blueprint"') == 1
+    assert "<title id=" in page and "Blueprint karn_1 of low_rank and &lt;i&gt;gate&lt;/i&gt;</title>" in page
+    whole = Page(page)
+    assert (whole.open, whole.fetched) == ([], []) and "http:" not in page
+    assert render(record_of(RUN, recorded()), kernels, known) == page
+
+
+def test_a_graph_that_cannot_be_read_is_not_drawn_and_the_rest_is_told():
+    known = {entry.blueprint_id: entry for entry in ancestors()}
+    known["c" * 64].graph.output = "nowhere"
+    page = render(record_of(RUN, recorded()), {"a" * 64: status("a" * 64, "karn_1")}, known)
+    assert 'class="blueprint"' not in page and "arXiv:2106.09685" in page
+
+
+def test_a_genealogy_that_is_not_known_is_said_to_be_missing_and_without_fossils_there_is_none():
+    text = Page(render(record_of(RUN, recorded()), {"a" * 64: status("a" * 64, "karn_1")})).text
+    assert "the library has not told what every one of these descends from" in text
+    assert "Genealogy" not in render(record_of(RUN, []), {}, {e.blueprint_id: e for e in ancestors()})
 
 
 def test_the_page_suits_a_phone_paper_and_a_dark_room(whole):

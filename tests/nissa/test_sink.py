@@ -5,7 +5,7 @@ import json
 import pytest
 
 from esper.api.nissa.v1 import observability_pb2 as pb
-from esper.errors import Exhausted, PreconditionFailed
+from esper.errors import Exhausted, NotFound, PreconditionFailed
 from esper.nissa import sink as module
 from esper.nissa.book import RunBook
 from esper.nissa.metrics import Metrics
@@ -16,7 +16,7 @@ from esper.oona.cursor import MemoryCursorStore
 from esper.oona.memory import MemoryBus
 
 from .feed import published, tell
-from .scenario import RUN, answer, ask, at, hello, messages, nothing, progress
+from .scenario import RUN, ancestors, answer, ask, at, hello, messages, nothing, progress
 
 FILES = {"events.jsonl", "lineage.json", "metrics.prom", "report.html"}
 
@@ -38,18 +38,24 @@ def test_a_run_leaves_its_four_files(run_directory):
 
 async def test_calls_and_bus_give_the_same_files(tmp_path, run_directory, monkeypatch):
     monkeypatch.setattr("esper.nissa.report.draw", lambda *_: {})
-    sink = RunSink(run_directory)
+    sink = RunSink(run_directory, ask_ancestry=lambda _: ancestors())
     for one in messages(str(run_directory)):
         monkeypatch.setattr(sink, "_now", lambda one=one: one.time)
         tell(sink, [one])
     sink.close()
     by_calls = {name: (run_directory / name).read_text() for name in FILES}
+    assert len(json.loads(by_calls["lineage.json"])["blueprints"]) == 3
     for name in FILES:
         (run_directory / name).unlink()
     recorder = Recorder(tmp_path / "state", Metrics())
-    worker = ObservabilityWorker(MemoryBus(), recorder, MemoryCursorStore())
+
+    async def ask_ancestry(_):
+        return ancestors()
+
+    worker = ObservabilityWorker(MemoryBus(), recorder, MemoryCursorStore(), ask_ancestry=ask_ancestry)
     for name, envelope in published(messages(str(run_directory))):
         await worker._apply(name, envelope)
+    await worker._ask_for_strangers()
     (book,) = recorder.due()
     book.finish(book.whole(), recorder.metrics.text())
     for name in FILES - {"metrics.prom"}:
@@ -61,6 +67,26 @@ async def test_calls_and_bus_give_the_same_files(tmp_path, run_directory, monkey
 def _stable(text):
     """Without the samples that are times."""
     return [line for line in text.splitlines() if "_created" not in line and "uptime" not in line]
+
+
+def test_the_library_is_asked_once_for_what_fossilised(run_directory, clock):
+    asked = []
+    sink = RunSink(run_directory, now=clock, ask_ancestry=lambda name: asked.append(name) or ancestors())
+    tell(sink, messages())
+    sink.close()
+    assert asked == ["c" * 64]
+    assert len(json.loads((run_directory / "lineage.json").read_text())["blueprints"]) == 3
+    assert "arXiv:2106.09685" in (run_directory / "report.html").read_text()
+
+
+def test_a_library_that_does_not_know_is_no_reason_to_fail(run_directory, clock):
+    def nobody(name):
+        raise NotFound(name)
+
+    sink = RunSink(run_directory, now=clock, ask_ancestry=nobody)
+    tell(sink, messages())
+    sink.close()
+    assert "the library has not told" in (run_directory / "report.html").read_text()
 
 
 def test_listeners_hear_what_is_recorded(run_directory, clock):

@@ -10,7 +10,7 @@ import pytest
 
 from esper.api.kasmina.v1 import control_pb2
 from esper.api.nissa.v1 import observability_pb2 as pb
-from esper.errors import Exhausted
+from esper.errors import DeadlineExceeded, Exhausted, Unavailable
 from esper.nissa.book import RunBook
 from esper.nissa.metrics import Metrics
 from esper.nissa.recorder import Recorder
@@ -24,7 +24,7 @@ from esper.oona.memory import MemoryBus
 from esper.oona.subjects import Name
 
 from .feed import publish, published, recorded
-from .scenario import RUN, hello, messages, moved, seed
+from .scenario import RUN, ancestors, hello, messages, moved, seed
 
 TOTAL = len(recorded())
 
@@ -196,6 +196,31 @@ async def test_a_report_that_cannot_be_written_is_tried_again(recorder, run_dire
         (run_directory / "report.html").rmdir()
         await until(lambda: (run_directory / "report.html").is_file())
     assert recorder.failures() == {}
+
+
+@pytest.mark.parametrize("error", [Unavailable("none"), DeadlineExceeded("late"), ZeroDivisionError("a bug")])
+async def test_a_library_that_does_not_answer_is_asked_again_and_the_report_made_again(recorder, run_directory, error):
+    asked, answers = [], False
+
+    async def ask(blueprint_id):
+        asked.append(blueprint_id)
+        if not answers:
+            raise error
+        return ancestors()
+
+    worker = ObservabilityWorker(
+        MemoryBus(), recorder, MemoryCursorStore(), retry_s=0.002, report_every_s=0.01, ask_ancestry=ask
+    )
+    report = run_directory / "report.html"
+    async with working(worker):
+        await publish(worker.bus, published(messages(str(run_directory))))
+        await until(lambda: report.exists() and "has not told" in report.read_text())
+        answers = True
+        await until(lambda: "arXiv:2106.09685" in report.read_text())
+        assert len(json.loads((run_directory / "lineage.json").read_text())["blueprints"]) == 3
+        often = len(asked)
+        await asyncio.sleep(0.05)
+    assert set(asked) == {"c" * 64} and len(asked) == often >= 2
 
 
 async def test_what_nobody_foresaw_costs_one_envelope_or_one_report(recorder, run_directory, monkeypatch):

@@ -16,7 +16,7 @@ from esper.errors import Corrupt, Exhausted, NotFound, Untrusted
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.cache import folder_of
 from esper.runtime.assortment import Assortment
-from esper.runtime.stock import Stock, kernel_stock, offer_templates
+from esper.runtime.stock import Stock, kernel_stock, lineage_of, offer_templates
 from tests.artifact.samples import MAP, ROOTS, built, flipped, promoted
 
 KERNEL = promoted()
@@ -177,6 +177,26 @@ async def test_an_order_that_could_not_be_sent_is_sent_with_the_next_run(stock, 
         await stock.order(write_interface(MAP), 0, fail)
     await stock.order(write_interface(MAP), 0, submit)
     assert len(orders) == len(TEMPLATES)
+
+
+async def test_a_blueprint_comes_before_all_it_descends_from_over_pages(library, monkeypatch):
+    requests = []
+    family = {name: pb.Blueprint(blueprint_id=name, title=f"design {name}") for name in "abc"}
+
+    async def get_lineage(request):
+        requests.append((request.blueprint_id, request.common_with_blueprint_id, request.page.token))
+        at = int(request.page.token or 0)
+        reply = pb.GetLineageResponse(entries=[pb.LineageEntry(blueprint_id="abc"[at])])
+        reply.page.next_token = str(at + 1) if at < 2 else ""
+        return reply
+
+    async def get_blueprint(request):
+        return pb.GetBlueprintResponse(blueprint=family[request.blueprint_id])
+
+    monkeypatch.setattr(library, "get_lineage", get_lineage, raising=False)
+    monkeypatch.setattr(library, "get_blueprint", get_blueprint, raising=False)
+    assert await lineage_of(library, "a") == list(family.values())
+    assert requests == [("a", "a", ""), ("a", "a", "1"), ("a", "a", "2")]
 
 
 async def test_blueprints_without_a_verdict_are_counted(library):

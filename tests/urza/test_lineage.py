@@ -83,8 +83,16 @@ async def test_an_entry_says_what_a_blueprint_is(library: CentralLibrary) -> Non
     (entry,) = reply.entries
     assert (entry.title, entry.family, entry.author) == ("blueprint 1", "convolution", "library")
     assert entry.parent_ids == [id_of(0)]
+    assert entry.source == ""
     assert entry.status == pb.BLUEPRINT_STATUS_UNVALIDATED
     assert reply.header.revision == 2
+
+
+async def test_an_entry_says_where_a_blueprint_comes_from(library: CentralLibrary) -> None:
+    await add_blueprint(library, 0, source="a paper")
+    await add_blueprint(library, 1, source="add gelu; remove add", parent_ids=[id_of(0)])
+    reply = await library.get_lineage(pb.GetLineageRequest(blueprint_id=id_of(1), common_with_blueprint_id=id_of(1)))
+    assert [entry.source for entry in reply.entries] == ["add gelu; remove add", "a paper"]
 
 
 async def test_a_blueprint_derived_from_one_twice_has_one_edge(library: CentralLibrary) -> None:

@@ -1403,6 +1403,7 @@ class LineageEntry(google.protobuf.message.Message):
     FAMILY_FIELD_NUMBER: builtins.int
     AUTHOR_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
+    SOURCE_FIELD_NUMBER: builtins.int
     blueprint_id: builtins.str
     """Its id."""
     depth: builtins.int
@@ -1415,6 +1416,8 @@ class LineageEntry(google.protobuf.message.Message):
     """Its author."""
     status: global___BlueprintStatus.ValueType
     """Where it stands."""
+    source: builtins.str
+    """Paper or document it comes from; of a design of Karn, what was done to its parents. Empty: none."""
     @property
     def parent_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What it was derived from."""
@@ -1429,8 +1432,9 @@ class LineageEntry(google.protobuf.message.Message):
         family: builtins.str = ...,
         author: builtins.str = ...,
         status: global___BlueprintStatus.ValueType = ...,
+        source: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["author", b"author", "blueprint_id", b"blueprint_id", "depth", b"depth", "family", b"family", "parent_ids", b"parent_ids", "status", b"status", "title", b"title"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["author", b"author", "blueprint_id", b"blueprint_id", "depth", b"depth", "family", b"family", "parent_ids", b"parent_ids", "source", b"source", "status", b"status", "title", b"title"]) -> None: ...
 
 global___LineageEntry = LineageEntry
 
