@@ -1,7 +1,7 @@
 """Frames: what is packed is unpacked, and nothing else is."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from esper.artifact import frame
@@ -29,6 +29,7 @@ def test_a_frame_cut_short_is_corrupt(given_parts, data):
 
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_frame_are_corrupt(data):
+    assume(not data.startswith(frame.pack({})))
     with pytest.raises(Corrupt, match="are no frame"):
         frame.unpack(data)
 

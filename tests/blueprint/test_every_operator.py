@@ -65,8 +65,9 @@ def source_is_the_lowering(graph, interface, batch, sizes):
     same_bits(outcome(as_python(source, "grow"), h, parameters), want)
     script = as_torchscript(source, "grow")
     with torch.no_grad():
+        plain = module(h)  # torch multiplies some strided tensors in another order where no gradient is wanted
         for _ in range(2):  # the second call runs the optimised graph
-            same_bits([script(h, *parameters)], want[:1])
+            same_bits([script(h, *parameters)], [plain])
 
 
 @pytest.mark.parametrize(("name", "kind"), CAUSAL, ids=[f"{n}-{k.value}" for n, k in CAUSAL])
