@@ -41,18 +41,21 @@ def check_modes(subject: Subject) -> Finding:
     for dtype in dict.fromkeys((subject.interface.dtype, torch.float64)):
         tensors = [t.to(dtype) for t in (subject.middle(seed=12), *subject.weights)]
         want = _outcome(subject.reference, [tensor.double() for tensor in tensors])
-        lowered = differences(_doubles(subject.lowering, tensors), want, FLOOR[dtype])
-        limits = [limit_of(dtype, own) for own in lowered]
+        of_value = difference(subject.lowering(*tensors).detach().double(), want[0], 0.0)
+        limit = limit_of(dtype, of_value)
         for mode, value in _values(subject.form, tensors):
             seen = difference(value.double(), want[0], 0.0)
-            if not seen <= limits[0]:
-                return Finding(False, f"output {mode} is off by {seen:.3g} of the largest value, limit {limits[0]:.3g}")
+            if not seen <= limit:
+                return Finding(False, f"output {mode} is off by {seen:.3g} of the largest value, limit {limit:.3g}")
         for mode, wanted in (("input", slice(0, 1)), ("parameters", slice(1, None))):
             if not tensors[wanted]:
                 continue
-            got = _doubles(subject.form, tensors, wanted)
-            part, allowed = [[all_[0], *all_[1:][wanted]] for all_ in (want, limits)]
-            if not all(off <= most for off, most in zip(differences(got, part, FLOOR[dtype]), allowed, strict=True)):
+            part = [want[0], *want[1:][wanted]]
+            seen_of, lowered = [
+                differences(_doubles(form, tensors, wanted), part, FLOOR[dtype])
+                for form in (subject.form, subject.lowering)
+            ]
+            if not all(off <= limit_of(dtype, own) for off, own in zip(seen_of, lowered, strict=True)):
                 return Finding(False, f"value or gradient differs where a gradient is wanted of the {mode} only")
     return Finding(True, "equal with gradients of all, of the input, of the parameters, without any, and in inference")
 
