@@ -67,7 +67,7 @@ WARM_UP = ("esper.tezzeret.job:warm_up", None)
 FORGE_IDLE_S = 60.0
 
 # How often an idle evaluator looks for promoted kernels to try further.
-SECOND_PASS_AFTER_S = 10.0
+SECOND_PASS_AFTER_S = 180.0
 
 
 async def build_oona(platform: Platform) -> None:
