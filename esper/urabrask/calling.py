@@ -27,12 +27,15 @@ def check_layout(subject: Subject) -> Finding:
             differences([tensor.double() for tensor in _outcome(form, given)], want, FLOOR[h.dtype])
             for form in (subject.form, subject.lowering)
         ]
-        for name, off, own in zip(names, seen, lowered, strict=True):
-            limit = limit_of(h.dtype, own)
-            if not off <= limit:
-                return Finding(
-                    False, f"{name} is off by {off:.3g} of the largest value for {word} tensors, limit {limit:.3g}"
-                )
+        for form_word, found in (("compiled form", seen), ("lowering", lowered)):
+            for name, off, own in zip(names, found, lowered, strict=True):
+                limit = limit_of(h.dtype, own)
+                if not off <= limit:
+                    return Finding(
+                        False,
+                        f"{name} of the {form_word} is off by {off:.3g} of the largest value for {word} tensors, "
+                        f"limit {limit:.3g}",
+                    )
     return Finding(True, f"{len(names)} tensors equal for permuted and strided input and parameters")
 
 

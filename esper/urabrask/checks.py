@@ -50,7 +50,7 @@ def check_gradient(subject: Subject) -> Finding:
     """Value and every gradient equal those of the reference in float64.
 
     Of the compiled form in the interface's type (twice, because TorchScript optimises after the first
-    call) and in float64.
+    call) and in float64, and of the lowering in the interface's type; for half types see `limit_of`.
     """
     worst, where = 0.0, ""
     own, exact = subject.interface.dtype, torch.float64
@@ -64,12 +64,13 @@ def check_gradient(subject: Subject) -> Finding:
             return differences(got, want, FLOOR[inputs[0].dtype])
 
         lowered, none = off(subject.lowering, narrow), [0.0] * len(want)
-        for word, inputs, dtype, slack in (
-            ("compiled form", narrow, own, lowered),
-            ("compiled form called again", narrow, own, lowered),
-            ("compiled form in float64", wide, exact, none),
+        for word, form, inputs, dtype, slack in (
+            ("compiled form", subject.form, narrow, own, lowered),
+            ("compiled form called again", subject.form, narrow, own, lowered),
+            ("lowering", subject.lowering, narrow, own, lowered),
+            ("compiled form in float64", subject.form, wide, exact, none),
         ):
-            rows = zip(tensor_names(subject.lowered), off(subject.form, inputs), slack, strict=True)
+            rows = zip(tensor_names(subject.lowered), off(form, inputs), slack, strict=True)
             for name, seen, of_lowering in rows:
                 limit = limit_of(dtype, of_lowering)
                 if not seen <= limit:

@@ -47,7 +47,7 @@ def test_a_library_blueprint_of_each_family_passes(lab, title):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("channels", "dtypes"), [(3, DTYPES), (64, (torch.bfloat16,))], ids=["odd", "wide"])
+@pytest.mark.parametrize("channels", [3, 16, 64])
 @pytest.mark.parametrize("title", TEMPLATES)
-def test_library_blueprints_pass_in_every_type_and_a_larger_width(lab, title, channels, dtypes):
-    assert rejected(lab, title, fitting(title, channels, dtypes), runs=10) == []
+def test_library_blueprints_pass_in_every_type_and_width(lab, title, channels):
+    assert rejected(lab, title, fitting(title, channels, DTYPES), runs=10) == []
