@@ -54,7 +54,8 @@ async def offer_templates(library: Supply) -> None:
 
 async def promoted(library: Supply, interface: interface_pb2.Interface) -> Sequence[pb.Kernel]:
     """VALIDATED kernels for exactly this interface: the controller's search."""
-    request = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_VALIDATED, limit=100)
+    # as many as one search gives: other seeds' designs are among them, and may not push a run's own out
+    request = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_VALIDATED, limit=1000)
     return [match.kernel for match in (await library.search_kernels(request)).matches]
 
 

@@ -5,7 +5,6 @@ Nothing is kept here that a restart would lose but the orders that had no answer
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from esper.api.common.v1.resource_pb2 import PageRequest
 from esper.api.tezzeret.v1 import forge_pb2
@@ -24,7 +23,7 @@ from esper.errors import (
 )
 from esper.tezzeret import codec
 from esper.tezzeret.attempt import answered
-from esper.tezzeret.compile import check_request, toolchain
+from esper.tezzeret.compile import check_request, target_of, toolchain
 from esper.tezzeret.forge import Forge
 from esper.tezzeret.port import Library
 from esper.tezzeret.renewal import Made, Place, Renewal, obsolete, renewals
@@ -66,7 +65,7 @@ class IdleWork:
         made = await self._made()
         for one in obsolete(made):
             await self._supersede(one.artifact_id, one.reason)
-        for renewal in renewals(made, self._failed(), toolchain, self._pipelines(), self._forge.options.target):
+        for renewal in renewals(made, self._failed(), toolchain, self.targets()):
             if not self.idle:
                 return
             await self._give(renewal)
@@ -132,21 +131,19 @@ class IdleWork:
 
     def _failed(self) -> list[Place]:
         """Of the orders this process was given, those that no worker answered."""
-        target = self._forge.options.target
         return [
-            Place(
-                record.blueprint_id,
-                read_interface(record.interface),
-                target,
-                codec.read_pipeline(record.pipeline),
-            )
+            Place(record.blueprint_id, read_interface(record.interface), self._target(name), name)
             for _, record in self._forge.records()
             if record.HasField("failure") and not answered(record) and _passes(record)
+            for name in (codec.read_pipeline(record.pipeline),)
         ]
 
-    def _pipelines(self) -> Sequence[str]:
-        """Those that can be built here."""
-        return [name for name in PIPELINES if _available(self._forge.options.target, name)]
+    def _target(self, pipeline: str) -> str:
+        return target_of(pipeline, self._forge.options.target)
+
+    def targets(self) -> dict[str, str]:
+        """What each pipeline that can be built here is built for."""
+        return {name: target for name in PIPELINES if _available(target := self._target(name), name)}
 
 
 def _available(target: str, pipeline: str) -> bool:

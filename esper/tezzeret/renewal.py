@@ -10,7 +10,7 @@ nor one that has failed too often.
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,20 +70,20 @@ class Obsolete:
 
 
 def renewals(
-    made: Sequence[Made], failed: Iterable[Place], toolchain: Toolchain, pipelines: Collection[str], target: str
+    made: Sequence[Made], failed: Iterable[Place], toolchain: Toolchain, targets: Mapping[str, str]
 ) -> list[Renewal]:
     """Orders, most urgent first. The answer does not depend on the order of `made`.
 
     `toolchain`: of a pipeline, here. `failed`: the place of each order without an answer, each time it was given.
-    `pipelines`: those that can be built for `target` here; nothing is asked of others.
+    `targets`: of each pipeline that can be built here, what it is built for; nothing is asked of others.
     """
     failures = Counter(failed)
     closed = {one.place for one in made if one.toolchain == toolchain(one.place.pipeline)}
     closed |= {place for place, times in failures.items() if times >= MOST_FAILURES}
     wanted = [
         renewal
-        for renewal in (*_stronger(made, pipelines), *_unanswered(failures), *_outdated(made, toolchain))
-        if renewal.place not in closed and renewal.place.target == target and renewal.place.pipeline in pipelines
+        for renewal in (*_stronger(made, targets), *_unanswered(failures), *_outdated(made, toolchain))
+        if renewal.place not in closed and targets.get(renewal.place.pipeline) == renewal.place.target
     ]
     first: dict[Place, Renewal] = {}
     for renewal in sorted(wanted, key=lambda one: (one.cause, _spelled(one.place))):
@@ -108,13 +108,13 @@ def obsolete(made: Sequence[Made]) -> list[Obsolete]:
     ]
 
 
-def _stronger(made: Sequence[Made], pipelines: Collection[str]) -> Iterator[Renewal]:
+def _stronger(made: Sequence[Made], targets: Mapping[str, str]) -> Iterator[Renewal]:
     tried = {one.place for one in made}
     for one in sorted(made, key=lambda kernel: (-kernel.interest, kernel.artifact_id)):
         if not one.promoted or one.interest < INTERESTING:
             continue
         beyond = PIPELINES[PIPELINES.index(one.place.pipeline) + 1 :]
-        places = [one.place._replace(pipeline=pipeline) for pipeline in beyond if pipeline in pipelines]
+        places = [one.place._replace(pipeline=name, target=targets[name]) for name in beyond if name in targets]
         if places and not tried & set(places):
             yield Renewal(places[0], Cause.INTEREST, f"interest {one.interest:.2f}, built by {one.place.pipeline} only")
 

@@ -42,7 +42,7 @@ class Library:
 
     async def search_kernels(self, request):
         wanted = self.promoted if request.status == pb.KERNEL_STATUS_VALIDATED else []
-        matches = [pb.KernelMatch(kernel=pb.Kernel(blueprint_id=one)) for one in wanted]
+        matches = [pb.KernelMatch(kernel=pb.Kernel(blueprint_id=one)) for one in wanted[: request.limit]]
         return pb.SearchKernelsResponse(matches=matches)
 
 
@@ -67,7 +67,8 @@ async def test_a_run_has_nothing_that_was_designed_for_another():
     assert await in_stock(library, where, 3, limits) == alone
     others = [one.blueprint_id for one in await in_stock(library, where, 4, limits)]
     assert set(others) - {one.blueprint_id for one in alone} == {one.blueprint_id for one in designs(MAP, 4, limits)}
-    library.promoted = [one.blueprint_id for one in library.blueprints.values()]
+    others = [one.blueprint_id for one in designs(MAP, 4, limits)]
+    library.promoted = [*others * 200, *library.blueprints]  # however many stand before
     ready, _ = await kernel_stock(library, where, 3, limits)
     mine = {kernel.blueprint_id for kernel in ready}
     assert mine >= {one.blueprint_id for one in designs(MAP, 3, limits)}

@@ -8,6 +8,7 @@ from esper.api.urza.v1 import library_pb2
 from esper.errors import Unavailable
 from esper.karn.templates import TEMPLATES
 from esper.tezzeret import compile as compiling
+from esper.tezzeret.forge import ForgeOptions
 from esper.tezzeret.idle import IdleWork
 
 from .fakes import until
@@ -111,6 +112,14 @@ async def test_a_kernel_whose_body_changed_is_passed_over(monkeypatch, caplog):
         assert work.given == 1
         assert [one for one in caplog.messages if broken in one]
         assert not [one for one in caplog.messages if whole in one]
+
+
+def test_a_forge_for_a_device_makes_fast_for_the_cpu_beside():
+    pytest.importorskip("triton")
+    on = Shop(ForgeOptions(target="sm_90"))
+    assert IdleWork(on.forge, on.library).targets() == {"fast": "cpu", "standard": "sm_90"}
+    here = Shop()
+    assert IdleWork(here.forge, here.library).targets() == {"fast": "cpu"}
 
 
 async def test_it_looks_again_when_the_library_is_back(caplog):

@@ -19,7 +19,11 @@ def kernel(artifact_id="k", place=PLACE, toolchain=NEW, promoted=True, interest=
 
 
 def asked(made, failed=(), pipelines=("fast",), target="cpu"):
-    return [(one.place, one.cause) for one in renewals(made, failed, lambda _: NEW, pipelines, target)]
+    return orders(made, failed, dict.fromkeys(pipelines, target))
+
+
+def orders(made, failed, targets):
+    return [(one.place, one.cause) for one in renewals(made, failed, lambda _: NEW, targets)]
 
 
 def test_a_kernel_of_this_toolchain_is_left_alone():
@@ -27,7 +31,7 @@ def test_a_kernel_of_this_toolchain_is_left_alone():
 
 
 def test_a_promoted_kernel_of_another_toolchain_is_built_again():
-    (one,) = renewals([kernel(toolchain=OLD)], (), lambda _: NEW, ("fast",), "cpu")
+    (one,) = renewals([kernel(toolchain=OLD)], (), lambda _: NEW, {"fast": "cpu"})
     assert (one.place, one.cause, one.reason) == (PLACE, Cause.TOOLCHAIN, "built by torch 2.12.0 (not 2.13.0)")
 
 
@@ -65,6 +69,13 @@ def test_interest_goes_before_failures_and_failures_before_age():
     assert [cause for _, cause in asked(made, [third], EVERY)] == [Cause.INTEREST, Cause.FAILURE, Cause.TOOLCHAIN]
 
 
+def test_what_is_interesting_on_the_cpu_is_built_for_the_device_of_the_forge():
+    device = {"fast": "cpu", "standard": "sm_90"}
+    standard = PLACE._replace(pipeline="standard", target="sm_90")
+    assert orders([kernel(interest=0.6)], (), device) == [(standard, Cause.INTEREST)]
+    assert orders([kernel(toolchain=OLD)], (), device) == [(PLACE, Cause.TOOLCHAIN)]
+
+
 def test_another_target_is_another_forge_s():
     assert asked([kernel(toolchain=OLD)], target="sm_90") == []
 
@@ -93,11 +104,11 @@ def libraries(draw):
 
 @given(libraries(), st.lists(st.sampled_from(PLACES), max_size=6), st.randoms(use_true_random=False))
 def test_each_order_once_none_that_was_answered_and_the_same_however_listed(made, failed, chance: random.Random):
-    orders = renewals(made, failed, lambda _: NEW, EVERY, "cpu")
-    places = [one.place for one in orders]
+    renewed = renewals(made, failed, lambda _: NEW, dict.fromkeys(EVERY, "cpu"))
+    places = [one.place for one in renewed]
     assert len(set(places)) == len(places)
     assert not set(places) & {one.place for one in made if one.toolchain == NEW}
-    assert [one.cause for one in orders] == sorted(one.cause for one in orders)
+    assert [one.cause for one in renewed] == sorted(one.cause for one in renewed)
     shuffled = chance.sample(made, len(made))
     assert asked(shuffled, failed, EVERY) == asked(made, failed, EVERY)
 
