@@ -112,5 +112,6 @@ def test_library(benchmark, tmp_path) -> None:  # type: ignore[no-untyped-def]
     with asyncio.Runner() as runner:
         library = runner.run(opened(tmp_path))
         runner.run(fill(library._store, QUICK_COUNT))
-        benchmark(lambda: runner.run(library.search_kernels(pb.SearchKernelsRequest(interface=CROWDED))))
+        reply = benchmark(lambda: runner.run(library.search_kernels(pb.SearchKernelsRequest(interface=CROWDED))))
+        assert reply.matches
         runner.run(library.close())
