@@ -122,9 +122,9 @@ class Platform:
         """The durable place of one consumer in one subject."""
         return await Cursor.open(FileCursorStore(self.home.folder("cursors")), key)
 
-    async def pool(self, name: str, kinds: Mapping[str, str]) -> Pool:
+    async def pool(self, name: str, kinds: Mapping[str, str], size: int) -> Pool:
         """A pool of worker processes, started now."""
-        pool = Pool(name, kinds, size=self.workers, log=self.home.folder("logs") / f"{name}.log")
+        pool = Pool(name, kinds, size=size, log=self.home.folder("logs") / f"{name}.log")
         await pool.start()
         self.stack.push_async_callback(pool.stop)
         self.pools[name] = pool

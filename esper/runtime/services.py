@@ -115,7 +115,7 @@ async def build_karn(platform: Platform) -> None:
 async def _workshop(platform: Platform) -> None:
     """One pool for forge and evaluator: both want short jobs with torch loaded."""
     if "workshop" not in platform.pools:
-        pool = await platform.pool("workshop", WORKSHOP)
+        pool = await platform.pool("workshop", WORKSHOP, platform.workers)
         await pool.preload(*WARM_UP)
 
 
@@ -177,7 +177,8 @@ async def build_kasmina(platform: Platform) -> None:
     home = platform.home
     os.environ[KERNELS] = str(home.folder("kernels").absolute())
     os.environ[TRUST] = str(home.trust_file.absolute())
-    pool = await platform.pool("nursery", {"nursery": "esper.runtime.jobs:nursery"})
+    # a pool keeps one place for short questions; beside it, as many trials, twins and controls as there are workers
+    pool = await platform.pool("nursery", {"nursery": "esper.runtime.jobs:nursery"}, platform.workers + 1)
     stock = Stock(LibraryClient(platform.channel_to("urza")), home.kernels, platform.roots)
     desk = NurseryDesk(pool, stock.provide)
     platform.stack.push_async_callback(desk.close)

@@ -48,7 +48,7 @@ def shifts(images: Tensor) -> Tensor:
     return torch.stack([padded[:, :, y : y + height, x : x + width] for y in range(3) for x in range(3)])
 
 
-def task(seed: int = 0, steps: int = 8000, batch_size: int = 192) -> Task:
+def task(seed: int = 0, steps: int = 10_000, batch_size: int = 192) -> Task:
     """897 training rows, each drawn with a random shift; 250 for the choice, 250 for verdicts, 400 for the test.
 
     Rows are cut anew for each seed.
