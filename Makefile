@@ -15,8 +15,9 @@ BUF := node_modules/.bin/buf
 demo: $(SETUP)
 	$(PY) -m esper demo $(ARGS)
 
+# A file's tests stay in one process, in order. The slow ones take the machine one at a time.
 test: $(DEV) $(PROTO)
-	$(PY) -m pytest -m "not slow and not gpu" --durations=15 $(ARGS)
+	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=15 $(ARGS)
 
 test-all: $(DEV) $(PROTO)
 	$(PY) -m pytest -m "not gpu" --durations=25 --cov --cov-report=term:skip-covered $(ARGS)
