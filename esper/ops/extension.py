@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 LIBRARY = Path(__file__).with_name("libesper_native.so")
+# What the Python code beside it calls; an editable install may find a library of older sources.
+OPS = ("advance_state", "blend", "blend_", "blend_backward", "launch_cubin", "load_cubin", "seed_stats")
 REMEDY = "build it with `pip install --no-build-isolation -e .`, which needs a C++ compiler and torch installed"
 
 
@@ -52,5 +54,7 @@ def load_from(path: Path) -> Extension:
     except (OSError, AttributeError) as error:
         cause = error.__cause__ or error
         return Extension(path=None, missing=f"{path} does not load on torch {torch.__version__} ({cause}): {REMEDY}")
+    if lacking := [op for op in OPS if not hasattr(torch.ops.esper_native, op)]:
+        return Extension(path=None, missing=f"{path} is of other sources and has no {', '.join(lacking)}: {REMEDY}")
     build_info.restype = ctypes.c_char_p
     return Extension(path=path, build=dict(entry.split("=", 1) for entry in build_info().decode().split(";")))

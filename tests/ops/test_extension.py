@@ -69,6 +69,18 @@ def test_a_library_that_does_not_load_says_why(tmp_path):
     assert "invalid ELF header" in state.missing
 
 
+def test_a_library_of_other_sources_is_not_used_and_named(library, monkeypatch):
+    monkeypatch.setattr(extension, "OPS", (*extension.OPS, "blend_of_tomorrow"))
+    state = extension.load_from(library)
+    assert state.path is None
+    assert state.missing.startswith(f"{library} is of other sources and has no blend_of_tomorrow: build it with")
+
+
+def test_it_holds_every_op_that_is_called(library):
+    schemas = (extension.LIBRARY.parents[2] / "csrc/schemas.cpp").read_text()
+    assert set(extension.OPS) == set(re.findall(r"\"(\w+)\(", schemas))
+
+
 @pytest.fixture(scope="module")
 def cuobjdump(library) -> str:
     """NVIDIA's disassembler, of the toolkit or of triton's wheel."""
