@@ -56,12 +56,11 @@ class KernelBody:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which kernels a search is about. Empty blueprint id, target 0: any."""
+    """Which kernels a search is about. Target 0: any."""
 
     interface: InterfaceKey
     target: int
     status: int
-    blueprint_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class Candidate:
     artifact_id: str
     status: int
     target: int
-    blueprint_id: str
+    blueprint: int  # the revision that created its blueprint
     parameter_count: int
     forward_us_p50: float
     peak_bytes: int
@@ -123,7 +122,6 @@ def read_search(request: pb.SearchKernelsRequest) -> tuple[Scope, Wish]:
         interface=read_interface(request.interface),
         target=request.target,
         status=request.status or pb.KERNEL_STATUS_VALIDATED,
-        blueprint_id=request.blueprint_id,
     )
     wish = Wish(
         required_tags=frozenset(request.required_tags),

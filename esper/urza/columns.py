@@ -5,7 +5,7 @@ Tags are kept by set, as kernels share few sets, and found by tag.
 """
 
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ _TYPES: Mapping[str, Any] = {
     "peak_bytes": np.int64,
     "interest": np.float64,
     "risk": np.float64,
-    "blueprint": np.int32,  # number of its blueprint among those of this table
+    "blueprint": np.int64,  # the revision that created it
     "tag_set": np.int32,
 }
 
@@ -74,7 +74,6 @@ class Columns:
     def __init__(self) -> None:
         self.revision = 0
         self.tags = TagSets()
-        self._blueprints: dict[str, int] = {}
         self._columns = {name: np.zeros(0, kind) for name, kind in _TYPES.items()}
 
     def __len__(self) -> int:
@@ -96,14 +95,6 @@ class Columns:
             column[places[known]] = fresh[name][known]
             self._columns[name] = np.insert(column, places[~known], fresh[name][~known])
 
-    def of_blueprints(self, blueprint_ids: Collection[str]) -> Mask:
-        """Which kernels are of one of these."""
-        among = np.zeros(len(self._blueprints), bool)
-        smaller, larger = sorted((self._blueprints.keys(), blueprint_ids), key=len)
-        among[[self._blueprints[one] for one in smaller if one in larger]] = True
-        found: Mask = among[self["blueprint"]]
-        return found
-
     def readings(self, rows: npt.NDArray[np.intp]) -> Iterator[Readings]:
         """What a table says of some of its rows, in the order of `rows`."""
         columns = [self[name][rows].tolist() for name in (*Readings._fields[:-1], "tag_set")]
@@ -113,6 +104,4 @@ class Columns:
     def _cell(self, name: str, one: Candidate) -> Any:
         if name == "tag_set":
             return self.tags.number(one.tags)
-        if name == "blueprint":
-            return self._blueprints.setdefault(one.blueprint_id, len(self._blueprints))
         return getattr(one, name)

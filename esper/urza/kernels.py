@@ -11,8 +11,8 @@ from esper.errors import Exhausted, InvalidRequest, NotFound, PreconditionFailed
 from esper.urza import codec, events, lineage
 from esper.urza.codec import KernelBody
 from esper.urza.curation import CURATED, Action
-from esper.urza.lineage import Way
 from esper.urza.pages import Pages, listing, size_of
+from esper.urza.pedigree import Members, Pedigree, members
 from esper.urza.port import ArtifactVerifier
 from esper.urza.reader import Reader
 from esper.urza.statuses import KERNEL
@@ -119,14 +119,7 @@ async def find(reader: Reader, request: pb.SearchKernelsRequest, tables: SearchT
     """Raises InvalidRequest (no interface, limit out of bounds), NotFound (a lineage's blueprint)."""
     scope, wish = codec.read_search(request)
     async with tables.lock:
-        families = [
-            await lineage.family(reader, start, way)
-            for start, way in (
-                (request.descends_from_blueprint_id, Way.DESCENDANTS),
-                (request.ancestor_of_blueprint_id, Way.ANCESTORS),
-            )
-            if start
-        ]
+        families = await _families(reader, request, tables.pedigree)
         places = await tables.rank(reader, scope, wish, families)
         records = await reader.kernel_records([place.artifact_id for place in places])
         reply = pb.SearchKernelsResponse(header=ReplyHeader(revision=(await reader.head()).revision))
@@ -134,6 +127,21 @@ async def find(reader: Reader, request: pb.SearchKernelsRequest, tables: SearchT
         kernel = pb.Kernel.FromString(records[place.artifact_id])
         reply.matches.add(kernel=kernel, score=place.score, reason=place.reason)
     return reply
+
+
+async def _families(reader: Reader, request: pb.SearchKernelsRequest, pedigree: Pedigree) -> list[Members]:
+    """Of which blueprints the kernels must be. Raises NotFound for a lineage's blueprint that is not here."""
+    above, below, only = request.descends_from_blueprint_id, request.ancestor_of_blueprint_id, request.blueprint_id
+    found, size = [], (await reader.head()).revision + 1
+    if above or below:
+        await pedigree.follow(reader)
+    if above:
+        found.append(pedigree.descendants(await lineage.start_of(reader, above), size))
+    if below:
+        found.append(pedigree.ancestors(await lineage.start_of(reader, below), size))
+    if only:
+        found.append(members((await reader.revisions([only])).get(only, 0), size))
+    return found
 
 
 async def list_page(reader: Reader, request: pb.ListKernelsRequest, pages: Pages) -> pb.ListKernelsResponse:

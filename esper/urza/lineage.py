@@ -21,11 +21,6 @@ class Way(Enum):
     DESCENDANTS = pb.LINEAGE_DIRECTION_DESCENDANTS
 
 
-async def family(reader: Reader, blueprint_id: str, way: Way) -> set[str]:
-    """Ids of a blueprint and of all its ancestors or descendants. Raises NotFound."""
-    return await reader.closure(await _start(reader, blueprint_id), down=way is Way.DESCENDANTS)
-
-
 async def depths(reader: Reader, start: int, way: Way, max_depth: int) -> dict[int, int]:
     """Revisions within `max_depth` generations (0: all) of a start, each with the fewest; the start at 0."""
     found, edge, depth = {start: 0}, [start], 0
@@ -54,7 +49,7 @@ async def get_page(reader: Reader, request: pb.GetLineageRequest, pages: Pages) 
 
 
 async def _wanted(reader: Reader, request: pb.GetLineageRequest, way: Way) -> Mapping[int, int]:
-    start = await _start(reader, request.blueprint_id)
+    start = await start_of(reader, request.blueprint_id)
     found = await depths(reader, start, way, request.max_depth)
     if not request.common_with_blueprint_id:
         del found[start]
@@ -62,11 +57,12 @@ async def _wanted(reader: Reader, request: pb.GetLineageRequest, way: Way) -> Ma
     if way is Way.DESCENDANTS:
         why = "only ancestors can be asked for in common"
         raise InvalidRequest(f"common_with_blueprint_id: {why}", {"common_with_blueprint_id": why})
-    other = await depths(reader, await _start(reader, request.common_with_blueprint_id), way, 0)
+    other = await depths(reader, await start_of(reader, request.common_with_blueprint_id), way, 0)
     return {revision: depth for revision, depth in found.items() if revision in other}
 
 
-async def _start(reader: Reader, blueprint_id: str) -> int:
+async def start_of(reader: Reader, blueprint_id: str) -> int:
+    """The revision that created a blueprint. Raises NotFound."""
     revisions = await reader.revisions([blueprint_id])
     if not revisions:
         raise NotFound(f"blueprints/{blueprint_id}: no such blueprint in this library")

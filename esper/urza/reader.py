@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Row, Select, literal, select
+from sqlalchemy import Column, Row, Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from esper.api.common.v1.artifact_pb2 import ArtifactManifest
@@ -76,14 +76,16 @@ class Reader:
             found.update(dict.fromkeys(row[0] for row in await self._all(query)))
         return list(found)
 
-    async def closure(self, revision: int, *, down: bool) -> set[str]:
-        """Ids of a blueprint and of all its descendants, or ancestors."""
-        here, there = _edge(down)
-        reached = select(literal(revision, BigInteger).label("revision")).cte(recursive=True)
-        reached = reached.union(select(there).where(here == reached.c.revision))
-        table = schema.blueprints
-        query = select(table.c.blueprint_id).join(reached, table.c.revision == reached.c.revision)
-        return {row[0] for row in await self._all(query)}
+    async def new_edges(self, after: int, limit: int) -> list[tuple[int, int]]:
+        """(child, parent) of children created after a revision, by child: about `limit`, and never half a child's."""
+        table = schema.lineage
+        query = select(table.c.child, table.c.parent).order_by(table.c.child)
+        found = await self._all(query.where(table.c.child > after).limit(limit))
+        if len(found) == limit:
+            last = found[-1].child
+            whole = await self._all(query.where(table.c.child == last))
+            found = [*(row for row in found if row.child != last), *whole]
+        return [(row.child, row.parent) for row in found]
 
     async def blueprints(self, status: int, family: str, before: int, limit: int) -> list[tuple[int, pb.Blueprint]]:
         """Newest first, created before revision `before` (0: from the newest), with that revision."""
@@ -133,14 +135,15 @@ class Reader:
             table.c.artifact_id,
             table.c.status,
             table.c.target,
-            table.c.blueprint_id,
+            schema.blueprints.c.revision,
             table.c.parameter_count,
             table.c.forward_us_p50,
             table.c.peak_bytes,
             table.c.interest,
             table.c.risk,
             table.c.tags_json,
-        ).where(
+        ).join_from(table, schema.blueprints, schema.blueprints.c.blueprint_id == table.c.blueprint_id)
+        query = query.where(
             table.c.kind == key.kind,
             table.c.channels == key.channels,
             table.c.element_type == key.element_type,

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from esper.urza.codec import Scope, Wish
 from esper.urza.columns import Columns, Mask, Readings
+from esper.urza.pedigree import Members
 
 SPEED_WEIGHT, SIZE_WEIGHT, MEMORY_WEIGHT = 0.5, 0.3, 0.2
 
@@ -46,10 +47,10 @@ class _Best:
     peak_bytes: int
 
 
-def rank(table: Columns, scope: Scope, wish: Wish, families: Collection[Collection[str]] = ()) -> list[Ranked]:
+def rank(table: Columns, scope: Scope, wish: Wish, families: Collection[Members] = ()) -> list[Ranked]:
     """The best `wish.limit` of those in `scope` that satisfy `wish`, best first.
 
-    Each of `families` is a set of blueprint ids; a kernel's blueprint must be in all of them.
+    Each of `families` says of each revision whether a blueprint it created is of it; a kernel's must be of all.
     """
     rows = np.flatnonzero(_in_scope(table, scope, families) & _admitted(table, wish))
     if not len(rows):
@@ -65,14 +66,12 @@ def rank(table: Columns, scope: Scope, wish: Wish, families: Collection[Collecti
     return [Ranked(one.artifact_id, score, _reason(one, wish, best)) for one, score in places]
 
 
-def _in_scope(table: Columns, scope: Scope, families: Collection[Collection[str]]) -> Mask:
+def _in_scope(table: Columns, scope: Scope, families: Collection[Members]) -> Mask:
     found: Mask = table["status"] == scope.status
     if scope.target:
         found &= table["target"] == scope.target
-    if scope.blueprint_id:
-        found &= table.of_blueprints({scope.blueprint_id})
     for family in families:
-        found &= table.of_blueprints(family)
+        found &= family[table["blueprint"]]
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from esper.urza.codec import InterfaceKey, Scope, Wish
 from esper.urza.columns import Columns
+from esper.urza.pedigree import Members, Pedigree
 from esper.urza.reader import Reader
 from esper.urza.search import Ranked, rank
 
@@ -25,13 +26,12 @@ class SearchTables:
     def __init__(self, max_rows: int = MAX_ROWS) -> None:
         self._max_rows = max_rows
         self._tables: OrderedDict[InterfaceKey, Columns] = OrderedDict()
+        self.pedigree = Pedigree()
         # Held while a table changes. A search takes it before its transaction sees the store, so a
         # table is never ahead of the state that a search is about.
         self.lock = asyncio.Lock()
 
-    async def rank(
-        self, reader: Reader, scope: Scope, wish: Wish, families: Collection[Collection[str]]
-    ) -> list[Ranked]:
+    async def rank(self, reader: Reader, scope: Scope, wish: Wish, families: Collection[Members]) -> list[Ranked]:
         """`search.rank` of the state that `reader` sees. The caller holds `lock`."""
         table = self._tables.setdefault(scope.interface, Columns())
         self._tables.move_to_end(scope.interface)

@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.urza.codec import Candidate, InterfaceKey, Scope, Wish
 from esper.urza.columns import Columns
+from esper.urza.pedigree import members
 from esper.urza.search import Ranked, rank
 
 TAGS = ["fast", "small", "stable", "gpu"]
-SCOPE = Scope(InterfaceKey(1, 8, 1, False), target=0, status=2, blueprint_id="")
+SCOPE = Scope(InterfaceKey(1, 8, 1, False), target=0, status=2)
 
 
 def wish(**changes: object) -> Wish:
@@ -33,7 +35,7 @@ def wish(**changes: object) -> Wish:
 def one(
     name: str, parameters: int = 100, us: float = 10.0, peak: int = 1000, tags: tuple[str, ...] = (), **changes: object
 ) -> Candidate:
-    fields = {"status": 2, "target": 1, "blueprint_id": "b", "interest": 0.0, "risk": 0.0} | changes
+    fields = {"status": 2, "target": 1, "blueprint": 1, "interest": 0.0, "risk": 0.0} | changes
     return Candidate(
         artifact_id=name,
         parameter_count=parameters,
@@ -107,15 +109,19 @@ def test_nothing_gives_nothing() -> None:
     assert rank(Columns(), SCOPE, wish()) == []
 
 
-def test_scope_is_status_target_and_blueprint() -> None:
-    kernels = [one("a"), one("b", status=3), one("c", target=2), one("d", blueprint_id="other")]
+def test_scope_is_status_target_and_families() -> None:
+    kernels = [one("a"), one("b", status=3), one("c", target=2), one("d", blueprint=5)]
     assert names(kernels, wish()) == ["a", "c", "d"]
     assert names(kernels, wish(), replace(SCOPE, target=2)) == ["c"]
-    assert names(kernels, wish(), replace(SCOPE, blueprint_id="other")) == ["d"]
-    assert names(kernels, wish(), replace(SCOPE, blueprint_id="nobody's")) == []
-    table = Columns()
+    table, both, second = Columns(), np.isin(np.arange(8), [1, 5]), members(5, 8)
     table.put(kernels)
-    assert [place.artifact_id for place in rank(table, SCOPE, wish(), [{"other", "x"}, {"other"}])] == ["d"]
+    for families, found in (
+        ([second], ["d"]),
+        ([both], ["a", "c", "d"]),
+        ([both, second], ["d"]),
+        ([members(0, 8)], []),
+    ):
+        assert [place.artifact_id for place in rank(table, SCOPE, wish(), families)] == found
 
 
 def test_risk_and_interest_limit_and_interest_ranks_when_asked() -> None:
@@ -134,7 +140,7 @@ CANDIDATES = st.lists(
         artifact_id=st.text("abcdef", min_size=1, max_size=6),
         status=st.sampled_from([2, 3]),
         target=st.sampled_from([1, 2]),
-        blueprint_id=st.sampled_from(["x", "y"]),
+        blueprint=st.sampled_from([3, 7]),
         parameter_count=st.integers(0, 10**6),
         forward_us_p50=st.sampled_from([0.0, 1.0, 2.5]) | st.floats(0, 1e6),
         peak_bytes=st.integers(0, 10**9),
