@@ -22,6 +22,9 @@ from esper.karn.predict import Measurement, Predictor, fit
 
 log = logging.getLogger(__name__)
 
+# Artifact id, and what a report says of it; None: nothing that is new.
+_Read = tuple[str, Measurement | None]
+
 MOST_REPORTS = 2000  # the newest of the library, which alone are read
 _PAGE = 100
 _NAMED = 8  # targets that a refusal names
@@ -60,7 +63,7 @@ class Measurements:
         self._library = library
         self._lock = asyncio.Lock()
         self._names: list[str] = []  # of reports, newest first, whole up to the first of them
-        self._read: dict[str, Measurement | None] = {}  # by report name; None: it says nothing that is new
+        self._read: dict[str, _Read] = {}  # by report name
         self._graphs: dict[str, Graph] = {}  # by blueprint id
         self._fitted: dict[str, Predictor] = {}
 
@@ -73,13 +76,21 @@ class Measurements:
             for one in await self._refresh():
                 self._fitted.pop(one, None)
             if target not in self._fitted:
-                known = [m for name in self._names if (m := self._read[name]) is not None]
+                known = self._known()
                 found, reason = await asyncio.to_thread(fit, known, target)
                 if found is None:
                     raise PreconditionFailed(_refusal(reason, Counter(m.target for m in known)))
                 self.fits += 1
                 self._fitted[target] = found
             return self._fitted[target]
+
+    def _known(self) -> list[Measurement]:
+        """The newest of each kernel on each target: one that was evaluated again is not two."""
+        newest: dict[tuple[str, str], Measurement] = {}
+        for artifact_id, one in (self._read[name] for name in self._names):
+            if one is not None:
+                newest.setdefault((artifact_id, one.target), one)
+        return list(newest.values())
 
     async def _refresh(self) -> set[str]:
         """Read what was stored since the last time; the targets that there is news of."""
@@ -91,7 +102,7 @@ class Measurements:
                 if [one.name] == newest or len(fresh) == MOST_REPORTS:
                     return self._take(fresh)
                 if one.name not in self._read:  # it is there already where the last time was interrupted
-                    self._read[one.name] = await self._measurement(one)
+                    self._read[one.name] = one.artifact_id, await self._measurement(one)
                 fresh.append(one.name)
             if not reply.next_token:
                 return self._take(fresh)
@@ -101,7 +112,7 @@ class Measurements:
         names = [*fresh, *self._names]
         self._names, dropped = names[:MOST_REPORTS], names[MOST_REPORTS:]
         changed = [self._read[name] for name in fresh] + [self._read.pop(name) for name in dropped]
-        return {one.target for one in changed if one is not None}
+        return {one.target for _, one in changed if one is not None}
 
     async def _measurement(self, stored: StoredReport) -> Measurement | None:
         try:

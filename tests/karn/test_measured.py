@@ -72,6 +72,8 @@ async def test_what_is_no_measurement_does_not_count(library, graphs, caplog):
     library.measure(graphs[41], follows_report_id="0" * 64)
     library.measure(graphs[41], input_shape=[BATCH, 5, SIDE, SIDE])
     del library.kernels[library.measure(graphs[41])]
+    again = library.reports[-1].artifact_id  # the first kernel, evaluated again
+    library.measure(graphs[0], artifact_id=again)
     assert (await Measurements(library).predictor(TARGET)).count == FEWEST
     said = [record.message for record in caplog.records]
     assert len(said) == 2 and "no such kernel" in said[0] and "input of [16, 5, 8, 8]" in said[1]
