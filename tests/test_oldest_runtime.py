@@ -31,7 +31,7 @@ from esper.rpc.server import Server
 
 async def main():
     server = Server(tokens=None)
-    server.mount(architect_pb2_grpc.add_ArchitectServiceServicer_to_server, ArchitectServicer())
+    server.mount(architect_pb2_grpc.add_ArchitectServiceServicer_to_server, ArchitectServicer(None, None))
     port = await server.start()
     async with server, open_channel(f"127.0.0.1:{port}", token=None) as channel:
         stub = architect_pb2_grpc.ArchitectServiceStub(channel)

@@ -14,10 +14,12 @@ from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.ir import Graph
 from esper.blueprint.operators import OPERATORS
 from esper.blueprint.signature import Positions
+from esper.karn.feasible import feasible
+from esper.karn.grammar import named
 
 COSTS = 6  # bins of operations per position over channels squared, each four times the one before
 _FIRST_COST = 0.25
-CHANNELS = 64  # of the interface that costs are compared at
+CHANNELS = 64  # of the interface that designs are compared at
 FORMS = ("plain", "gated", "normed", "gated-normed")
 
 
@@ -49,6 +51,37 @@ class Elite:
 Archive = Mapping[Cell, Elite]
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A design that a cell may have: `graph` under plain names, and where it belongs."""
+
+    graph: Graph
+    blueprint_id: str
+    cell: Cell
+    flops: int  # per position
+
+    def elite(self, observed: float | None, expected: float = 0.0) -> Elite:
+        """`observed`: mean gain of its grafts, None: it was not tried, and `expected` stands for it."""
+        worth = expected if observed is None else observed
+        return Elite(self.blueprint_id, worth, observed is not None, self.flops)
+
+
+def candidate(graph: Graph, kind: Kind) -> tuple[Candidate | None, str]:
+    """(where a design belongs, reason); None for one that nothing could be bred from: whoever made it, it must be
+    feasible at an interface of this kind, as what Karn emits is."""
+    at = reference(kind)
+    fine, reason = feasible(graph, at)
+    if not fine:
+        return None, f"not feasible at {at}: {reason}"
+    graph, flops = named(graph), _flops(graph, kind)
+    return Candidate(graph, blueprint_id(graph), cell_of(graph, kind), flops), reason
+
+
+def reference(kind: Kind) -> Interface:
+    """Where all designs of a kind are compared."""
+    return Interface(kind, CHANNELS)
+
+
 def cells(kind: Kind) -> Iterator[Cell]:
     """All that there are for a kind of interface."""
     reaches = [reach.value for reach in Positions] if kind.position_dims else [Positions.NONE.value]
@@ -67,15 +100,9 @@ def cell_of(graph: Graph, kind: Kind) -> Cell:
     return Cell(kind.value, reach.value, FORMS[gated + 2 * normed], cost)
 
 
-def elite_of(graph: Graph, kind: Kind, observed: float | None, expected: float = 0.0) -> Elite:
-    """`observed`: mean gain of its grafts, None: it was not tried, and `expected` stands for it."""
-    worth = expected if observed is None else observed
-    return Elite(blueprint_id(graph), worth, observed is not None, _flops(graph, kind))
-
-
 def _flops(graph: Graph, kind: Kind) -> int:
     """Per position, at an interface that is the same for all."""
-    return infer(graph, Interface(kind, CHANNELS), 64 if kind.position_dims else 1).forward_flops_per_position
+    return infer(graph, reference(kind), 64 if kind.position_dims else 1).forward_flops_per_position
 
 
 def insert(archive: Archive, cell: Cell, elite: Elite) -> tuple[Archive, bool, str]:

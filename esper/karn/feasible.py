@@ -34,6 +34,12 @@ class Limits:
 
 def feasible(graph: Graph, interface: Interface, limits: Limits = Limits()) -> tuple[bool, str]:  # noqa: B008  frozen
     """(answer, reason); the reason of a refusal names the value and the limit."""
+    fine, reason = affordable(graph, interface, limits)
+    return alive(graph, interface) if fine else (False, reason)
+
+
+def affordable(graph: Graph, interface: Interface, limits: Limits) -> tuple[bool, str]:
+    """`feasible` as far as the graph says, without trying it: (answer, reason)."""
     try:
         fits, reason = match(graph, interface)
     except InvalidBlueprint as error:
@@ -51,7 +57,7 @@ def feasible(graph: Graph, interface: Interface, limits: Limits = Limits()) -> t
     ):
         if limit and seen > limit:
             return False, f"{seen} {what}, at most {limit}"
-    return alive(graph, interface)
+    return True, "within the limits"
 
 
 def alive(graph: Graph, interface: Interface) -> tuple[bool, str]:

@@ -10,7 +10,8 @@ from esper.blueprint.interface import Interface
 from esper.blueprint.ir import Graph
 from esper.blueprint.matching import match
 from esper.errors import InvalidBlueprint, InvalidRequest
-from esper.karn.feasible import POSITIONS, Limits, feasible
+from esper.karn.budget import Allowance, Prediction
+from esper.karn.feasible import POSITIONS, Limits, affordable, alive
 from esper.karn.grammar import named
 from esper.karn.mutate import mutate
 from esper.karn.opportunity import Found, answers
@@ -35,6 +36,7 @@ class Generated:
     moves: tuple[str, ...]
     inference: Inference
     reason: str
+    prediction: Prediction | None = None  # None: no budget was given
 
     @property
     def title(self) -> str:
@@ -76,11 +78,13 @@ def generate(
     count: int = 1,
     exclude: Set[str] = frozenset(),
     limits: Limits = Limits(),  # noqa: B008  frozen
+    allowance: Allowance | None = None,
 ) -> tuple[list[Generated], str]:
     """(up to `count` designs, reason where there are fewer); none has an id of `parents` or `exclude`.
 
-    `parents`: by blueprint id; those that do not fit the interface are passed over. The same state of `rng`
-    and the same parents give the same designs. Raises InvalidRequest for a count out of bounds.
+    `parents`: by blueprint id; those that do not fit the interface are passed over. `allowance`: what is predicted
+    to take more is not made. The same state of `rng`, the same parents and the same allowance give the same designs.
+    Raises InvalidRequest for a count out of bounds.
     """
     if not 1 <= count <= MAX_DESIGNS:
         raise InvalidRequest(f"count is {count}; it must be 1 to {MAX_DESIGNS}")
@@ -96,7 +100,7 @@ def generate(
         offspring = breed(found.interface, rng, fit or fitting)
         if offspring is None:
             continue
-        design, reason = _judge(offspring, found, known, limits)
+        design, reason = _judge(offspring, found, known, limits, allowance)
         if design is None:
             refusals[reason] = refusals.get(reason, 0) + 1
         else:
@@ -106,7 +110,10 @@ def generate(
     return made, f"{len(made)} of {count} designs in {TRIES_PER_DESIGN * count} tries; most often: {most}"
 
 
-def _judge(offspring: Offspring, found: Found, known: Set[str], limits: Limits) -> tuple[Generated | None, str]:
+def _judge(
+    offspring: Offspring, found: Found, known: Set[str], limits: Limits, allowance: Allowance | None
+) -> tuple[Generated | None, str]:
+    """What costs least to find out comes first."""
     graph = named(offspring.graph)
     name = blueprint_id(graph)
     if name in known:
@@ -114,12 +121,17 @@ def _judge(offspring: Offspring, found: Found, known: Set[str], limits: Limits) 
     to_the_point, character = answers(graph, found.interface, found.kind)
     if not to_the_point:
         return None, character
-    fine, why = feasible(graph, found.interface, limits)
+    fine, why = affordable(graph, found.interface, limits)
+    prediction = None
+    if fine and allowance is not None:
+        prediction, fine, why = allowance.judge(graph, found.interface)
+    if fine:
+        fine, why = alive(graph, found.interface)
     if not fine:
         return None, why
     inference = infer(graph, found.interface, POSITIONS if found.interface.kind.position_dims else 1)
     reason = f"for {found.kind.value} ({found.evidence}): {character}; {inference.parameter_count} parameters"
-    return Generated(graph, name, offspring.parents, offspring.moves, inference, reason), ""
+    return Generated(graph, name, offspring.parents, offspring.moves, inference, reason, prediction), ""
 
 
 def breed(interface: Interface, rng: Random, parents: Mapping[str, Graph]) -> Offspring | None:

@@ -3,18 +3,21 @@
 Worth is not kept: it is worked out again from what the grafts of a design did, which Simic keeps.
 """
 
-from collections.abc import Callable
+import asyncio
+import logging
 from typing import Protocol
 
+from esper.api.common.v1.resource_pb2 import PageRequest
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.blueprint.codec import read_graph
 from esper.blueprint.interface import Kind
-from esper.blueprint.ir import Graph
-from esper.errors import NotFound
-from esper.karn.archive import Archive, Cell, Elite, cell_of, cells, elite_of, insert
+from esper.errors import InvalidRequest, NotFound
+from esper.karn.archive import Archive, Candidate, Cell, Elite, candidate, cells, insert
 
-# blueprint id -> mean gain of its grafts, None where it was not tried
-Observed = Callable[[str], float | None]
+log = logging.getLogger(__name__)
+
+_PAGE = 1000
+_BLUEPRINTS = "blueprints/"
 
 
 class Shelf(Protocol):
@@ -24,29 +27,56 @@ class Shelf(Protocol):
 
     async def set_alias(self, request: pb.SetAliasRequest, /) -> pb.SetAliasResponse: ...
 
-    async def get_alias(self, request: pb.GetAliasRequest, /) -> pb.GetAliasResponse: ...
+    async def list_aliases(self, request: pb.ListAliasesRequest, /) -> pb.ListAliasesResponse: ...
 
 
-async def restore(shelf: Shelf, kind: Kind, observed: Observed) -> dict[Cell, Elite]:
-    """The archive of a kind of interface as the library has it; worth as `observed` says today."""
-    archive: dict[Cell, Elite] = {}
-    for cell in cells(kind):
-        try:
-            target = (await shelf.get_alias(pb.GetAliasRequest(alias=cell.alias))).target_name
-        except NotFound:
+async def restore(shelf: Shelf) -> dict[Cell, Candidate]:
+    """What each cell has, as the library says. An alias that was set to what cannot be there is passed over."""
+    by_alias = {cell.alias: (cell, kind) for kind in Kind for cell in cells(kind)}
+    found: dict[Cell, Candidate] = {}
+    for alias, target in await _aliases(shelf):
+        if alias not in by_alias:
             continue
-        name = target.removeprefix("blueprints/")
-        graph = read_graph((await shelf.get_blueprint(pb.GetBlueprintRequest(blueprint_id=name))).blueprint.graph)
-        archive[cell] = elite_of(graph, kind, observed(name))
-    return archive
+        cell, kind = by_alias[alias]
+        if not target.startswith(_BLUEPRINTS):
+            log.warning("%s is an alias of %s, not of a blueprint; the cell counts as empty", alias, target)
+            continue
+        made, reason = await fetch(shelf, target.removeprefix(_BLUEPRINTS), kind)
+        if made is not None and made.cell == cell:
+            found[cell] = made
+        else:
+            why = reason if made is None else f"it belongs to {made.cell.alias}"
+            log.warning("%s is an alias of %s: %s; the cell counts as empty", alias, target, why)
+    return found
 
 
-async def keep(shelf: Shelf, archive: Archive, graph: Graph, kind: Kind, elite: Elite) -> tuple[Archive, bool, str]:
+async def fetch(shelf: Shelf, blueprint_id: str, kind: Kind) -> tuple[Candidate | None, str]:
+    """(a blueprint of the library as the archive may have it, reason). Raises what the library raises but NotFound."""
+    try:
+        reply = await shelf.get_blueprint(pb.GetBlueprintRequest(blueprint_id=blueprint_id))
+        graph = read_graph(reply.blueprint.graph)
+    except (NotFound, InvalidRequest) as error:
+        return None, str(error)
+    # it is tried on a small input, and whoever shares this loop does not wait for that
+    return await asyncio.to_thread(candidate, graph, kind)
+
+
+async def keep(shelf: Shelf, archive: Archive, cell: Cell, elite: Elite) -> tuple[Archive, bool, str]:
     """`insert`, and where the cell changes hands its alias follows; the blueprint must be in the library."""
-    cell = cell_of(graph, kind)
     before = archive.get(cell)
     after, has_it, reason = insert(archive, cell, elite)
     if has_it and (before is None or before.blueprint_id != elite.blueprint_id):
-        target = f"blueprints/{elite.blueprint_id}"
+        target = f"{_BLUEPRINTS}{elite.blueprint_id}"
         await shelf.set_alias(pb.SetAliasRequest(alias=cell.alias, target_name=target))
     return after, has_it, reason
+
+
+async def _aliases(shelf: Shelf) -> list[tuple[str, str]]:
+    request = pb.ListAliasesRequest(page=PageRequest(size=_PAGE))
+    found: list[tuple[str, str]] = []
+    while True:
+        reply = await shelf.list_aliases(request)
+        found += [(entry.alias, entry.target_name) for entry in reply.aliases]
+        if not reply.page.next_token:
+            return found
+        request.page.token = reply.page.next_token

@@ -110,6 +110,10 @@ class LibraryClient:
         reply: pb.GetAliasResponse = await self._stub.GetAlias(request)
         return reply
 
+    async def list_aliases(self, request: pb.ListAliasesRequest) -> pb.ListAliasesResponse:
+        reply: pb.ListAliasesResponse = await self._stub.ListAliases(request)
+        return reply
+
     async def put_report(self, report: StoredReport) -> int:
         message = pb.StoredReport(name=report.name, artifact_id=report.artifact_id, body=report.body)
         reply: pb.CreateReportResponse = await self._stub.CreateReport(pb.CreateReportRequest(report=message))
@@ -163,6 +167,12 @@ class ReplayClient:
         request = replay_pb2.SummariseExperiencesRequest(filter=replay_pb2.Filter(task_name=task_name))
         reply: replay_pb2.SummariseExperiencesResponse = await self._stub.SummariseExperiences(request)
         return reply.summaries
+
+    async def gains_by_kernel(self) -> replay_pb2.SummariseExperiencesResponse:
+        """Of all tasks, those that were judged."""
+        request = replay_pb2.SummariseExperiencesRequest(filter=replay_pb2.Filter(only_judged=True), by_kernel=True)
+        reply: replay_pb2.SummariseExperiencesResponse = await self._stub.SummariseExperiences(request)
+        return reply
 
 
 class SculptorClient:

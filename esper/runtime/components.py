@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from esper.api.common.v1 import interface_pb2
+from esper.api.common.v1 import interface_pb2, resource_pb2
 from esper.api.kasmina.v1 import control_pb2, nursery_pb2
 from esper.api.simic.v1 import replay_pb2
 from esper.api.tamiyo.v1 import controller_pb2
@@ -22,6 +22,7 @@ from esper.artifact.folder import read_folder
 from esper.artifact.keys import load_or_create_key
 from esper.blueprint.interface import Interface
 from esper.emrakul.advice import Sculptor, finding_log
+from esper.karn.keeper import ArchiveKeeper
 from esper.kasmina.cache import folder_of
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import parse
@@ -129,6 +130,7 @@ class Components:
         await offer_templates(library)
         self._stock = Stock(library, home.kernels, roots)
         self._open_records(functools.partial(kernel_stock, library))
+        stack.push_async_callback(ArchiveKeeper(library, self._gains).catch_up)
         self._roots = roots
 
     def _open_records(self, search: SearchKernels) -> None:
@@ -152,6 +154,12 @@ class Components:
 
     async def _summarise(self, task_name: str) -> Sequence[replay_pb2.Summary]:
         return self._replay.summaries(replay_pb2.Filter(task_name=task_name))
+
+    async def _gains(self) -> replay_pb2.SummariseExperiencesResponse:
+        return replay_pb2.SummariseExperiencesResponse(
+            header=resource_pb2.ReplyHeader(revision=self._replay.last_position),
+            summaries=self._replay.summaries(replay_pb2.Filter(only_judged=True), by_kernel=True),
+        )
 
     def _decide(self, packet: Packet) -> controller_pb2.DecideResponse:
         return self._runner.run(self._controller.answer(packet))

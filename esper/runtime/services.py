@@ -18,6 +18,8 @@ from esper.api.urabrask.v1 import evaluation_pb2, evaluation_pb2_grpc
 from esper.api.urza.v1 import library_pb2_grpc
 from esper.emrakul.advice import Sculptor, finding_log
 from esper.emrakul.service import SculptorServicer
+from esper.karn.keeper import ArchiveKeeper
+from esper.karn.measured import Measurements
 from esper.karn.service import ArchitectServicer
 from esper.kasmina.nursery.desk import NurseryDesk
 from esper.kasmina.service import ExecutionServicer, NurseryServicer, SeedBoard
@@ -66,6 +68,8 @@ WARM_UP = ("esper.tezzeret.job:warm_up", None)
 # How often an idle forge looks for what to build again.
 FORGE_IDLE_S = 60.0
 
+# How often the architect looks for grafts that were judged.
+ARCHIVE_S = 60.0
 # How often an idle evaluator looks for promoted kernels to try further.
 SECOND_PASS_AFTER_S = 180.0
 
@@ -105,11 +109,14 @@ async def _drain(platform: Platform, library: CentralLibrary) -> None:
 
 
 async def build_karn(platform: Platform) -> None:
-    platform.mount(architect_pb2_grpc.add_ArchitectServiceServicer_to_server, ArchitectServicer())
-    library = LibraryClient(platform.channel_to("urza"))
+    library, replay = LibraryClient(platform.channel_to("urza")), ReplayClient(platform.channel_to("simic"))
+    keeper = ArchiveKeeper(library, replay.gains_by_kernel)
+    servicer = ArchitectServicer(Measurements(library), keeper.parents)
+    platform.mount(architect_pb2_grpc.add_ArchitectServiceServicer_to_server, servicer)
     # a run that comes before its blueprints would order no kernels; a library elsewhere is not waited for
     first = "urza" in platform.components
     platform.task("karn/templates", functools.partial(offer_templates, library), first=first)
+    platform.task("karn/archive", functools.partial(keeper.run, ARCHIVE_S))
 
 
 async def _workshop(platform: Platform) -> None:

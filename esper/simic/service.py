@@ -33,7 +33,7 @@ class ReplayServicer(pb_grpc.ReplayServiceServicer):
     async def SummariseExperiences(
         self, request: pb.SummariseExperiencesRequest, context: Context
     ) -> pb.SummariseExperiencesResponse:
-        summaries = self.store.summaries(request.filter)
+        summaries = self.store.summaries(request.filter, request.by_kernel)
         return pb.SummariseExperiencesResponse(header=self._header(), summaries=summaries)
 
     async def ExportDataset(

@@ -32,7 +32,7 @@ class ReplayStore:
         self._log = _experience_log(path)
         self._now = now
         # Sums per filter, and the position they reach: controllers ask for the same few again and again.
-        self._sums: OrderedDict[bytes, tuple[int, Summaries]] = OrderedDict()
+        self._sums: OrderedDict[tuple[bytes, bool], tuple[int, Summaries]] = OrderedDict()
 
     def add(self, report: controller_pb2.FieldReport) -> tuple[int, bool]:
         """Store one report. Returns its position, and whether it was there before. Raises Exhausted on a full disk."""
@@ -47,10 +47,10 @@ class ReplayStore:
         """Every experience that fits, oldest first, read in pages."""
         return (_placed(position, found) for position, found in self._log.after(0, columns_of(wanted)))
 
-    def summaries(self, wanted: pb.Filter) -> list[pb.Summary]:
-        """Those that fit, added up by task, layer kind, family and title."""
-        key = wanted.SerializeToString(deterministic=True)
-        reached, sums = self._sums.pop(key, (0, Summaries()))
+    def summaries(self, wanted: pb.Filter, by_kernel: bool = False) -> list[pb.Summary]:
+        """Those that fit, added up by task, layer kind, family and title, `by_kernel` of each kernel apart."""
+        key = wanted.SerializeToString(deterministic=True), by_kernel
+        reached, sums = self._sums.pop(key, (0, Summaries(by_kernel)))
         for position, experience in self._log.after(reached, columns_of(wanted)):
             sums.add(experience.report)
             reached = position

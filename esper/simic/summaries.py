@@ -1,4 +1,6 @@
-"""Add experiences up, one at a time: counts, means and variances per task, layer kind, family and title. Pure."""
+"""Add experiences up, one at a time: counts, means and variances per task, layer kind, family and title, and per kernel
+where that is asked for. Pure.
+"""
 
 import math
 from collections.abc import Iterable
@@ -38,18 +40,20 @@ class _Sums:
 
 
 class Summaries:
-    """Sums per (task, layer kind, family, title); add to them as experiences come."""
+    """Sums per (task, layer kind, family, title), `by_kernel` of each kernel apart; add to them as experiences come."""
 
-    def __init__(self) -> None:
-        self._sums: dict[tuple[str, str, str, str], _Sums] = {}
+    def __init__(self, by_kernel: bool = False) -> None:
+        self._by_kernel = by_kernel
+        self._sums: dict[tuple[str, str, str, str, str], _Sums] = {}
 
     def add(self, report: controller_pb2.FieldReport) -> None:
         """A gain that is not a finite number was not measured: it enters neither count nor mean."""
-        key = (report.task_name, report.layer_kind, report.family, report.title)
+        kernel = report.artifact_id if self._by_kernel else ""
+        key = (report.task_name, report.layer_kind, report.family, report.title, kernel)
         _add(self._sums.setdefault(key, _Sums()), report)
 
     def write(self) -> list[pb.Summary]:
-        """The sums so far, by task, layer kind, family and title."""
+        """The sums so far, by task, layer kind, family, title and kernel."""
         return [_write(key, self._sums[key]) for key in sorted(self._sums)]
 
 
@@ -70,8 +74,8 @@ def _add(sums: _Sums, report: controller_pb2.FieldReport) -> None:
         sums.isolated.add(report.isolated_gain)
 
 
-def _write(key: tuple[str, str, str, str], sums: _Sums) -> pb.Summary:
-    task_name, layer_kind, family, title = key
+def _write(key: tuple[str, str, str, str, str], sums: _Sums) -> pb.Summary:
+    task_name, layer_kind, family, title, artifact_id = key
     return pb.Summary(
         task_name=task_name,
         layer_kind=layer_kind,
@@ -85,4 +89,5 @@ def _write(key: tuple[str, str, str, str], sums: _Sums) -> pb.Summary:
         tried=sums.isolated.count,
         mean_isolated_gain=sums.isolated.mean,
         isolated_gain_variance=sums.isolated.variance,
+        artifact_id=artifact_id,
     )

@@ -56,6 +56,26 @@ async def test_the_experience_is_kept_for_learning(channel, stage):
     assert {f"{e.report.seed.site}/{e.report.seed.slot}" for e in experiences} == ended
 
 
+@pytest.mark.slow
+async def test_what_was_judged_is_in_the_architects_archive(channel, stage):
+    """It looks once a minute."""
+    replay, library = replay_pb2_grpc.ReplayServiceStub(channel), library_pb2_grpc.LibraryServiceStub(channel)
+    request = replay_pb2.ListExperiencesRequest(filter=replay_pb2.Filter(only_judged=True))
+    kernels = {e.report.artifact_id for e in (await replay.ListExperiences(request)).experiences}
+    judged = set()
+    for name in kernels:
+        kernel = (await library.GetKernel(library_pb2.GetKernelRequest(artifact_id=name))).kernel
+        judged.add(f"blueprints/{kernel.blueprint_id}")
+    assert judged
+    kept = set()
+    async with asyncio.timeout(90):
+        while not kept:
+            await asyncio.sleep(0.5)
+            entries = (await library.ListAliases(library_pb2.ListAliasesRequest())).aliases
+            kept = {entry.target_name for entry in entries if entry.alias.startswith("karn/")}
+    assert kept <= judged
+
+
 async def test_all_components_are_well_and_kernels_are_at_hand(channel, loop):
     stub = observability_pb2_grpc.ObservabilityServiceStub(channel)
     health = await stub.GetSystemHealth(observability_pb2.GetSystemHealthRequest())

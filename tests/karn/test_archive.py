@@ -11,7 +11,7 @@ from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact.keys import TrustRoots
 from esper.blueprint.codec import write_graph
 from esper.blueprint.interface import Interface, Kind
-from esper.karn.archive import Cell, Elite, cell_of, cells, elite_of, insert
+from esper.karn.archive import Cell, Elite, candidate, cell_of, cells, insert
 from esper.karn.generate import generate
 from esper.karn.opportunity import Found, Opportunity
 from esper.karn.shelf import keep, restore
@@ -102,15 +102,16 @@ async def test_the_archive_is_in_the_library_and_survives_a_restart(tmp_path):
             request = pb.CreateBlueprintRequest(graph=write_graph(graph), title=title, author="library")
             await library.create_blueprint(request)
             gain = 0.01 * len(title)
-            elite = elite_of(graph, Kind.MAP2D, gain)
-            gains[elite.blueprint_id] = gain
-            archive, _, _ = await keep(library, archive, graph, Kind.MAP2D, elite)
+            made, _ = candidate(graph, Kind.MAP2D)
+            gains[made.blueprint_id] = gain
+            archive, _, _ = await keep(library, archive, made.cell, made.elite(gain))
     finally:
         await library.close()
     library = await open_library(url, blobs, TrustRoots())
     try:
-        assert await restore(library, Kind.MAP2D, gains.get) == archive
-        assert await restore(library, Kind.TOKENS, gains.get) == {}
+        found = await restore(library)
+        assert {cell: made.elite(gains[made.blueprint_id]) for cell, made in found.items()} == archive
+        assert all(candidate(made.graph, Kind.MAP2D)[0] == made for made in found.values())
     finally:
         await library.close()
     assert len(archive) >= 3

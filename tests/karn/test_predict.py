@@ -5,12 +5,13 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from esper.blueprint.infer import infer
 from esper.blueprint.interface import Interface, Kind
 from esper.karn.generate import generate
 from esper.karn.opportunity import Found, Opportunity
-from esper.karn.predict import FEWEST, Measurement, features, fit
+from esper.karn.predict import FEWEST, FOLDS, Measurement, _folds, _numbered, features, fit
 from tests.karn.designs import PARENTS
 
 MAP = Interface(Kind.MAP2D, 16)
@@ -66,3 +67,24 @@ def test_too_few_measurements_of_a_target_predict_nothing(graphs):
 def test_features_tell_input_sizes_apart(graphs):
     small, large = (features(graphs[0], MAP, batch, 64) for batch in (4, 64))
     assert small.shape == large.shape and not np.array_equal(small, large)
+
+
+def test_all_measurements_of_a_design_are_held_out_together(graphs):
+    designs = _numbered(["b", "a", "b", "c", "a", "d", "e", "f"])
+    assert designs.tolist() == [0, 1, 0, 2, 1, 3, 4, 5]
+    assert _folds(designs).tolist() == [0, 1, 0, 2, 1, 3, 4, 0]
+    assert _folds(designs[designs != 0]).tolist() == [0, 1, 0, 2, 3, 4]
+    many = measured(graphs[: FOLDS - 1] * 10)
+    assert fit(many, "cpu") == (None, "40 measurements on cpu are of 4 designs, at least 5 are needed")
+
+
+def test_element_types_are_told_apart(graphs):
+    wide = Interface(Kind.MAP2D, 16, torch.float64)
+    double = [
+        Measurement(m.graph, wide, m.target, m.batch, m.positions, 3 * m.forward_us, 2 * m.peak_bytes)
+        for m in measured(graphs)
+    ]
+    predictor, _ = fit([one for pair in zip(measured(graphs), double, strict=True) for one in pair], "cpu")
+    assert predictor.memory_error < 0.2
+    narrow, doubled = (predictor.predict(graphs[0], at, 16, 64) for at in (MAP, wide))
+    assert doubled == (pytest.approx(3 * narrow[0], rel=0.2), pytest.approx(2 * narrow[1], rel=0.2))

@@ -1,5 +1,7 @@
 """The architect over a wire: Esper's own server and channel."""
 
+from random import Random
+
 import pytest
 
 from esper.api.common.v1 import interface_pb2
@@ -10,19 +12,29 @@ from esper.blueprint.codec import read_graph, write_interface
 from esper.blueprint.infer import infer
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.matching import match
-from esper.errors import InvalidRequest
+from esper.errors import InvalidRequest, PreconditionFailed
+from esper.karn.generate import generate
+from esper.karn.measured import Measurements
+from esper.karn.opportunity import Found, Opportunity
 from esper.karn.service import ArchitectServicer
 from esper.karn.templates import TEMPLATES
 from esper.rpc.client import open_channel
 from esper.rpc.server import Server
+from tests.karn.designs import PARENTS
+from tests.karn.evaluations import BATCH, SIDE, TARGET, Evaluations, law
 
 MAP = Interface(Kind.MAP2D, 16)
+
+
+def architect(library=None, tried=None):
+    """Without measurements and with an empty archive, but for what is given."""
+    return ArchitectServicer(Measurements(library or Evaluations()), lambda kind: (tried or {}).get(kind, {}))
 
 
 @pytest.fixture
 async def stub():
     server = Server(tokens=None)
-    server.mount(pb_grpc.add_ArchitectServiceServicer_to_server, ArchitectServicer())
+    server.mount(pb_grpc.add_ArchitectServiceServicer_to_server, architect())
     port = await server.start("127.0.0.1:0")
     channel = open_channel(f"127.0.0.1:{port}", token=None)
     try:
@@ -85,10 +97,10 @@ async def test_a_wrong_request_is_invalid(stub, request_):
 
 async def test_the_servicer_names_what_is_missing():
     with pytest.raises(InvalidRequest, match="interface is not set; say what the site offers"):
-        await ArchitectServicer().ProposeBlueprints(pb.ProposeBlueprintsRequest(), None)
+        await architect().ProposeBlueprints(pb.ProposeBlueprintsRequest(), None)
     causal = interface_pb2.Interface(kind=4, channels=8, element_type=1, causal=True)
     with pytest.raises(InvalidRequest, match="interface is causal on map2d"):
-        await ArchitectServicer().ListTemplates(pb.ListTemplatesRequest(interface=causal), None)
+        await architect().ListTemplates(pb.ListTemplatesRequest(interface=causal), None)
 
 
 def asked(**fields):
@@ -132,3 +144,86 @@ async def test_nothing_to_make_is_a_reply_that_says_why(stub):
 async def test_a_wrong_opportunity_is_invalid(stub, wrong):
     with pytest.raises(InvalidRequest):
         await stub.GenerateBlueprints(asked(**wrong))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A library of 48 designs that were measured."""
+    library = Evaluations()
+    for design in generate(Found("", MAP, Opportunity.CAPACITY, "e"), Random(0), PARENTS, 48)[0]:
+        library.measure(design.graph)
+    return library
+
+
+def budget(**fields):
+    return pb.Budget(**({"target": TARGET, "batch": BATCH, "positions": SIDE * SIDE} | fields))
+
+
+async def test_a_budget_is_obeyed_and_each_reply_says_what_was_predicted_and_how_far_that_is_off(measured):
+    karn = architect(measured)
+    free = await karn.GenerateBlueprints(asked(budget=budget(), limit=12), None)
+    times = sorted(design.prediction.forward_us for design in free.designs)
+    limit_us, peaks = times[4], [design.prediction.peak_bytes for design in free.designs]
+    tight = budget(max_forward_us=limit_us, max_peak_bytes=max(peaks))
+    reply = await karn.GenerateBlueprints(asked(budget=tight, limit=12), None)
+    assert len(reply.designs) == 12 and times[-1] > limit_us
+    for design in reply.designs:
+        said = design.prediction
+        assert said.forward_us <= limit_us and said.peak_bytes <= max(peaks)
+        assert (said.target, said.measurement_count, said.input_measured) == (TARGET, 48, True)
+        assert 0 < said.forward_us_error < 0.5 and 0 < said.peak_bytes_error < 0.5
+        assert (said.forward_us, said.peak_bytes) == pytest.approx(law(read_graph(design.graph)), rel=1)
+    assert await karn.GenerateBlueprints(asked(budget=tight, limit=12), None) == reply
+
+
+async def test_a_budget_that_nothing_keeps_gets_nothing_and_the_reason(measured):
+    small = budget(max_forward_us=0.001)
+    reply = await architect(measured).GenerateBlueprints(asked(budget=small, limit=1), None)
+    assert not reply.designs and f"predicted to take over 0.001 us on {TARGET}" in reply.reason
+    small = budget(max_peak_bytes=7)
+    reply = await architect(measured).GenerateBlueprints(asked(budget=small, limit=1), None)
+    assert not reply.designs and f"predicted to need over 7 bytes on {TARGET}" in reply.reason
+
+
+async def test_an_input_that_was_not_measured_is_said_to_be_one(measured):
+    reply = await architect(measured).GenerateBlueprints(asked(budget=budget(batch=4), limit=1), None)
+    assert [design.prediction.input_measured for design in reply.designs] == [False]
+
+
+async def test_without_a_budget_nothing_is_predicted_and_no_measurement_is_needed(stub):
+    reply = await stub.GenerateBlueprints(asked())
+    assert reply.designs and not any(design.HasField("prediction") for design in reply.designs)
+
+
+async def test_a_budget_is_refused_where_too_little_was_measured(stub):
+    with pytest.raises(PreconditionFailed, match=f"0 measurements on {TARGET}, at least 40 are needed"):
+        await stub.GenerateBlueprints(asked(budget=budget(max_forward_us=50)))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"target": ""}, {"batch": 0}, {"positions": 0}, {"max_forward_us": -1}, {"max_forward_us": float("inf")}]
+)
+async def test_a_wrong_budget_is_invalid(stub, wrong):
+    with pytest.raises(InvalidRequest):
+        await stub.GenerateBlueprints(asked(budget=budget(**wrong)))
+
+
+async def test_a_budget_of_positions_that_an_interface_has_not_is_invalid(stub):
+    vector = write_interface(Interface(Kind.VECTOR, 8))
+    with pytest.raises(InvalidRequest, match=r"budget.positions is 64, and vector\[8\] float32 has none; say 1"):
+        await stub.GenerateBlueprints(asked(interface=vector, budget=budget()))
+
+
+async def test_what_was_tried_becomes_a_parent_for_its_kind():
+    found = Found("", MAP, Opportunity.CAPACITY, "e")
+    tried = {design.blueprint_id: design.graph for design in generate(found, Random(7), PARENTS, 8)[0]}
+    karn = architect(tried={Kind.MAP2D: tried})
+    reply = await karn.GenerateBlueprints(asked(limit=16), None)
+    named = {parent for design in reply.designs for parent in design.parent_ids}
+    assert named & set(tried) and named & set(PARENTS) and named <= {*tried, *PARENTS}
+    assert not {design.blueprint_id for design in reply.designs} & set(tried)
+    again = architect(tried={Kind.MAP2D: dict(reversed(tried.items()))})
+    assert await again.GenerateBlueprints(asked(limit=16), None) == reply
+    tokens = asked(limit=8, interface=write_interface(Interface(Kind.TOKENS, 16)))
+    others = await karn.GenerateBlueprints(tokens, None)
+    assert not {parent for design in others.designs for parent in design.parent_ids} & set(tried)

@@ -79,6 +79,9 @@ async def test_sums_over_the_wire(stub, store):
     (summary,) = reply.summaries
     assert (summary.count, summary.fossilised, summary.judged) == (2, 1, 2)
     assert summary.mean_gain == pytest.approx(0.2)
+    assert summary.artifact_id == ""
+    reply = await stub.SummariseExperiences(pb.SummariseExperiencesRequest(by_kernel=True), timeout=5)
+    assert [s.artifact_id for s in reply.summaries] == ["a" * 64]
 
 
 async def test_the_dataset_arrives_whole(stub, store):

@@ -74,6 +74,17 @@ def test_summaries_grow_with_the_store_and_are_the_same_after_a_restart(store, t
     again.close()
 
 
+def test_each_kernel_is_added_up_apart_where_that_is_asked_for(store):
+    store.add(report(1, gain=0.1))
+    assert [(s.artifact_id, s.judged) for s in store.summaries(EVERYTHING, by_kernel=True)] == [("a" * 64, 1)]
+    store.add(report(2, gain=0.3, artifact_id="b" * 64))  # of the same title
+    store.add(report(3, gain=0.5, artifact_id="b" * 64))
+    apart = [(s.artifact_id, s.judged, s.mean_gain) for s in store.summaries(EVERYTHING, by_kernel=True)]
+    assert apart == [("a" * 64, 1, pytest.approx(0.1)), ("b" * 64, 2, pytest.approx(0.4))]
+    (together,) = store.summaries(EVERYTHING)
+    assert (together.artifact_id, together.judged) == ("", 3)
+
+
 def test_a_full_disk_refuses_the_report_and_keeps_the_rest(store):
     store.add(report(1))
     (pages,) = store._log._db.execute("PRAGMA page_count").fetchone()

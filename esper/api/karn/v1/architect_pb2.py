@@ -28,7 +28,7 @@ from esper.api.common.v1 import interface_pb2 as esper_dot_api_dot_common_dot_v1
 from esper.api.common.v1 import resource_pb2 as esper_dot_api_dot_common_dot_v1_dot_resource__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/api/karn/v1/architect.proto\x12\x11\x65sper.api.karn.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#esper/api/common/v1/blueprint.proto\x1a#esper/api/common/v1/interface.proto\x1a\"esper/api/common/v1/resource.proto\"\xe8\x01\n\x06\x44\x65sign\x12\x14\n\x0c\x62lueprint_id\x18\x01 \x01(\t\x12)\n\x05graph\x18\x02 \x01(\x0b\x32\x1a.esper.api.common.v1.Graph\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x04\x12\"\n\x1a\x66orward_flops_per_position\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x12\n\nparent_ids\x18\t \x03(\t\x12\r\n\x05moves\x18\n \x03(\t\"I\n\x14ListTemplatesRequest\x12\x31\n\tinterface\x18\x01 \x01(\x0b\x32\x1e.esper.api.common.v1.Interface\"u\n\x15ListTemplatesResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12*\n\x07\x64\x65signs\x18\x02 \x03(\x0b\x32\x19.esper.api.karn.v1.Design\"\xb0\x01\n\x18ProposeBlueprintsRequest\x12\x39\n\tinterface\x18\x01 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12\x16\n\x0emax_parameters\x18\x02 \x01(\x04\x12\x16\n\x05limit\x18\x03 \x01(\rB\x07\xbaH\x04*\x02\x18@\x12)\n\x16\x65xcluded_blueprint_ids\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\"y\n\x19ProposeBlueprintsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12*\n\x07\x64\x65signs\x18\x02 \x03(\x0b\x32\x19.esper.api.karn.v1.Design\"\xbb\x02\n\x19GenerateBlueprintsRequest\x12\x39\n\tinterface\x18\x01 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12<\n\x04kind\x18\x02 \x01(\x0e\x32\".esper.api.karn.v1.OpportunityKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x08\x65vidence\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x16\n\x0emax_parameters\x18\x04 \x01(\x04\x12\x16\n\x05limit\x18\x05 \x01(\rB\x07\xbaH\x04*\x02\x18@\x12)\n\x16\x65xcluded_blueprint_ids\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\x12 \n\x0epreferred_tags\x18\x07 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x0c\n\x04seed\x18\x08 \x01(\x04\"\x8a\x01\n\x1aGenerateBlueprintsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12*\n\x07\x64\x65signs\x18\x02 \x03(\x0b\x32\x19.esper.api.karn.v1.Design\x12\x0e\n\x06reason\x18\x03 \x01(\t*\xdb\x01\n\x0fOpportunityKind\x12 \n\x1cOPPORTUNITY_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aOPPORTUNITY_KIND_ATTENTION\x10\x01\x12\"\n\x1eOPPORTUNITY_KIND_DECOMPOSITION\x10\x02\x12\x1f\n\x1bOPPORTUNITY_KIND_ACTIVATION\x10\x03\x12\"\n\x1eOPPORTUNITY_KIND_NORMALISATION\x10\x04\x12\x1d\n\x19OPPORTUNITY_KIND_CAPACITY\x10\x05\x32\xd9\x02\n\x10\x41rchitectService\x12\x62\n\rListTemplates\x12\'.esper.api.karn.v1.ListTemplatesRequest\x1a(.esper.api.karn.v1.ListTemplatesResponse\x12n\n\x11ProposeBlueprints\x12+.esper.api.karn.v1.ProposeBlueprintsRequest\x1a,.esper.api.karn.v1.ProposeBlueprintsResponse\x12q\n\x12GenerateBlueprints\x12,.esper.api.karn.v1.GenerateBlueprintsRequest\x1a-.esper.api.karn.v1.GenerateBlueprintsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/api/karn/v1/architect.proto\x12\x11\x65sper.api.karn.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#esper/api/common/v1/blueprint.proto\x1a#esper/api/common/v1/interface.proto\x1a\"esper/api/common/v1/resource.proto\"\x9b\x02\n\x06\x44\x65sign\x12\x14\n\x0c\x62lueprint_id\x18\x01 \x01(\t\x12)\n\x05graph\x18\x02 \x01(\x0b\x32\x1a.esper.api.common.v1.Graph\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x17\n\x0fparameter_count\x18\x06 \x01(\x04\x12\"\n\x1a\x66orward_flops_per_position\x18\x07 \x01(\x04\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x12\n\nparent_ids\x18\t \x03(\t\x12\r\n\x05moves\x18\n \x03(\t\x12\x31\n\nprediction\x18\x0b \x01(\x0b\x32\x1d.esper.api.karn.v1.Prediction\"\xab\x01\n\nPrediction\x12\x0e\n\x06target\x18\x01 \x01(\t\x12\x12\n\nforward_us\x18\x02 \x01(\x01\x12\x12\n\npeak_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x66orward_us_error\x18\x04 \x01(\x01\x12\x18\n\x10peak_bytes_error\x18\x05 \x01(\x01\x12\x19\n\x11measurement_count\x18\x06 \x01(\r\x12\x16\n\x0einput_measured\x18\x07 \x01(\x08\"I\n\x14ListTemplatesRequest\x12\x31\n\tinterface\x18\x01 \x01(\x0b\x32\x1e.esper.api.common.v1.Interface\"u\n\x15ListTemplatesResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12*\n\x07\x64\x65signs\x18\x02 \x03(\x0b\x32\x19.esper.api.karn.v1.Design\"\xb0\x01\n\x18ProposeBlueprintsRequest\x12\x39\n\tinterface\x18\x01 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12\x16\n\x0emax_parameters\x18\x02 \x01(\x04\x12\x16\n\x05limit\x18\x03 \x01(\rB\x07\xbaH\x04*\x02\x18@\x12)\n\x16\x65xcluded_blueprint_ids\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\"y\n\x19ProposeBlueprintsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12*\n\x07\x64\x65signs\x18\x02 \x03(\x0b\x32\x19.esper.api.karn.v1.Design\"\xa2\x01\n\x06\x42udget\x12\x1a\n\x06target\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x1a\n\x05\x62\x61tch\x18\x02 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80@(\x01\x12\x1e\n\tpositions\x18\x03 \x01(\rB\x0b\xbaH\x08*\x06\x18\x80\x80@(\x01\x12(\n\x0emax_forward_us\x18\x04 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01\x12\x16\n\x0emax_peak_bytes\x18\x05 \x01(\x04\"\xe6\x02\n\x19GenerateBlueprintsRequest\x12\x39\n\tinterface\x18\x01 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12<\n\x04kind\x18\x02 \x01(\x0e\x32\".esper.api.karn.v1.OpportunityKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x08\x65vidence\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12\x16\n\x0emax_parameters\x18\x04 \x01(\x04\x12\x16\n\x05limit\x18\x05 \x01(\rB\x07\xbaH\x04*\x02\x18@\x12)\n\x16\x65xcluded_blueprint_ids\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08\x12 \n\x0epreferred_tags\x18\x07 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10 \x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12)\n\x06\x62udget\x18\t \x01(\x0b\x32\x19.esper.api.karn.v1.Budget\"\x8a\x01\n\x1aGenerateBlueprintsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12*\n\x07\x64\x65signs\x18\x02 \x03(\x0b\x32\x19.esper.api.karn.v1.Design\x12\x0e\n\x06reason\x18\x03 \x01(\t*\xdb\x01\n\x0fOpportunityKind\x12 \n\x1cOPPORTUNITY_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aOPPORTUNITY_KIND_ATTENTION\x10\x01\x12\"\n\x1eOPPORTUNITY_KIND_DECOMPOSITION\x10\x02\x12\x1f\n\x1bOPPORTUNITY_KIND_ACTIVATION\x10\x03\x12\"\n\x1eOPPORTUNITY_KIND_NORMALISATION\x10\x04\x12\x1d\n\x19OPPORTUNITY_KIND_CAPACITY\x10\x05\x32\xd9\x02\n\x10\x41rchitectService\x12\x62\n\rListTemplates\x12\'.esper.api.karn.v1.ListTemplatesRequest\x1a(.esper.api.karn.v1.ListTemplatesResponse\x12n\n\x11ProposeBlueprints\x12+.esper.api.karn.v1.ProposeBlueprintsRequest\x1a,.esper.api.karn.v1.ProposeBlueprintsResponse\x12q\n\x12GenerateBlueprints\x12,.esper.api.karn.v1.GenerateBlueprintsRequest\x1a-.esper.api.karn.v1.GenerateBlueprintsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROPOSEBLUEPRINTSREQUEST'].fields_by_name['limit']._serialized_options = b'\272H\004*\002\030@'
   _globals['_PROPOSEBLUEPRINTSREQUEST'].fields_by_name['excluded_blueprint_ids']._loaded_options = None
   _globals['_PROPOSEBLUEPRINTSREQUEST'].fields_by_name['excluded_blueprint_ids']._serialized_options = b'\272H\006\222\001\003\020\200\010'
+  _globals['_BUDGET'].fields_by_name['target']._loaded_options = None
+  _globals['_BUDGET'].fields_by_name['target']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_BUDGET'].fields_by_name['batch']._loaded_options = None
+  _globals['_BUDGET'].fields_by_name['batch']._serialized_options = b'\272H\010*\006\030\200\200@(\001'
+  _globals['_BUDGET'].fields_by_name['positions']._loaded_options = None
+  _globals['_BUDGET'].fields_by_name['positions']._serialized_options = b'\272H\010*\006\030\200\200@(\001'
+  _globals['_BUDGET'].fields_by_name['max_forward_us']._loaded_options = None
+  _globals['_BUDGET'].fields_by_name['max_forward_us']._serialized_options = b'\272H\r\022\013)\000\000\000\000\000\000\000\000@\001'
   _globals['_GENERATEBLUEPRINTSREQUEST'].fields_by_name['interface']._loaded_options = None
   _globals['_GENERATEBLUEPRINTSREQUEST'].fields_by_name['interface']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GENERATEBLUEPRINTSREQUEST'].fields_by_name['kind']._loaded_options = None
@@ -53,22 +61,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATEBLUEPRINTSREQUEST'].fields_by_name['excluded_blueprint_ids']._serialized_options = b'\272H\006\222\001\003\020\200\010'
   _globals['_GENERATEBLUEPRINTSREQUEST'].fields_by_name['preferred_tags']._loaded_options = None
   _globals['_GENERATEBLUEPRINTSREQUEST'].fields_by_name['preferred_tags']._serialized_options = b'\272H\005\222\001\002\020 '
-  _globals['_OPPORTUNITYKIND']._serialized_start=1386
-  _globals['_OPPORTUNITYKIND']._serialized_end=1605
+  _globals['_OPPORTUNITYKIND']._serialized_start=1819
+  _globals['_OPPORTUNITYKIND']._serialized_end=2038
   _globals['_DESIGN']._serialized_start=196
-  _globals['_DESIGN']._serialized_end=428
-  _globals['_LISTTEMPLATESREQUEST']._serialized_start=430
-  _globals['_LISTTEMPLATESREQUEST']._serialized_end=503
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=505
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=622
-  _globals['_PROPOSEBLUEPRINTSREQUEST']._serialized_start=625
-  _globals['_PROPOSEBLUEPRINTSREQUEST']._serialized_end=801
-  _globals['_PROPOSEBLUEPRINTSRESPONSE']._serialized_start=803
-  _globals['_PROPOSEBLUEPRINTSRESPONSE']._serialized_end=924
-  _globals['_GENERATEBLUEPRINTSREQUEST']._serialized_start=927
-  _globals['_GENERATEBLUEPRINTSREQUEST']._serialized_end=1242
-  _globals['_GENERATEBLUEPRINTSRESPONSE']._serialized_start=1245
-  _globals['_GENERATEBLUEPRINTSRESPONSE']._serialized_end=1383
-  _globals['_ARCHITECTSERVICE']._serialized_start=1608
-  _globals['_ARCHITECTSERVICE']._serialized_end=1953
+  _globals['_DESIGN']._serialized_end=479
+  _globals['_PREDICTION']._serialized_start=482
+  _globals['_PREDICTION']._serialized_end=653
+  _globals['_LISTTEMPLATESREQUEST']._serialized_start=655
+  _globals['_LISTTEMPLATESREQUEST']._serialized_end=728
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=730
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=847
+  _globals['_PROPOSEBLUEPRINTSREQUEST']._serialized_start=850
+  _globals['_PROPOSEBLUEPRINTSREQUEST']._serialized_end=1026
+  _globals['_PROPOSEBLUEPRINTSRESPONSE']._serialized_start=1028
+  _globals['_PROPOSEBLUEPRINTSRESPONSE']._serialized_end=1149
+  _globals['_BUDGET']._serialized_start=1152
+  _globals['_BUDGET']._serialized_end=1314
+  _globals['_GENERATEBLUEPRINTSREQUEST']._serialized_start=1317
+  _globals['_GENERATEBLUEPRINTSREQUEST']._serialized_end=1675
+  _globals['_GENERATEBLUEPRINTSRESPONSE']._serialized_start=1678
+  _globals['_GENERATEBLUEPRINTSRESPONSE']._serialized_end=1816
+  _globals['_ARCHITECTSERVICE']._serialized_start=2041
+  _globals['_ARCHITECTSERVICE']._serialized_end=2386
 # @@protoc_insertion_point(module_scope)

@@ -74,6 +74,7 @@ class Design(google.protobuf.message.Message):
     REASON_FIELD_NUMBER: builtins.int
     PARENT_IDS_FIELD_NUMBER: builtins.int
     MOVES_FIELD_NUMBER: builtins.int
+    PREDICTION_FIELD_NUMBER: builtins.int
     blueprint_id: builtins.str
     """sha256 of the canonical graph, in hexadecimal."""
     title: builtins.str
@@ -100,6 +101,10 @@ class Design(google.protobuf.message.Message):
     def moves(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What was done to the parents, in order. Empty: it is a template."""
 
+    @property
+    def prediction(self) -> global___Prediction:
+        """What it is predicted to take on the budget's target and input. Unset: the request had no budget."""
+
     def __init__(
         self,
         *,
@@ -113,11 +118,60 @@ class Design(google.protobuf.message.Message):
         reason: builtins.str = ...,
         parent_ids: collections.abc.Iterable[builtins.str] | None = ...,
         moves: collections.abc.Iterable[builtins.str] | None = ...,
+        prediction: global___Prediction | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["graph", b"graph"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "family", b"family", "forward_flops_per_position", b"forward_flops_per_position", "graph", b"graph", "moves", b"moves", "parameter_count", b"parameter_count", "parent_ids", b"parent_ids", "reason", b"reason", "source", b"source", "title", b"title"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["graph", b"graph", "prediction", b"prediction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "family", b"family", "forward_flops_per_position", b"forward_flops_per_position", "graph", b"graph", "moves", b"moves", "parameter_count", b"parameter_count", "parent_ids", b"parent_ids", "prediction", b"prediction", "reason", b"reason", "source", b"source", "title", b"title"]) -> None: ...
 
 global___Design = Design
+
+@typing.final
+class Prediction(google.protobuf.message.Message):
+    """What a design is predicted to take on a target, and how far such predictions are off.
+
+    Predicted from kernels that the evaluator measured there. An error is the median of |predicted / seen - 1| over
+    designs that were held out, on the inputs that kernels are measured with: half of all are further off.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    FORWARD_US_FIELD_NUMBER: builtins.int
+    PEAK_BYTES_FIELD_NUMBER: builtins.int
+    FORWARD_US_ERROR_FIELD_NUMBER: builtins.int
+    PEAK_BYTES_ERROR_FIELD_NUMBER: builtins.int
+    MEASUREMENT_COUNT_FIELD_NUMBER: builtins.int
+    INPUT_MEASURED_FIELD_NUMBER: builtins.int
+    target: builtins.str
+    """The target."""
+    forward_us: builtins.float
+    """Forward time in microseconds, on one thread where the target says one."""
+    peak_bytes: builtins.int
+    """Peak bytes of one forward and backward."""
+    forward_us_error: builtins.float
+    """Held-out error of forward times, a share: 0.2 is 20 %."""
+    peak_bytes_error: builtins.float
+    """Held-out error of peak bytes, a share."""
+    measurement_count: builtins.int
+    """Measurements of the target that it is predicted from."""
+    input_measured: builtins.bool
+    """True: kernels for this kind of interface were measured with this batch and these positions. False: the prediction
+    reaches beyond what was measured, and the errors do not speak for it.
+    """
+    def __init__(
+        self,
+        *,
+        target: builtins.str = ...,
+        forward_us: builtins.float = ...,
+        peak_bytes: builtins.int = ...,
+        forward_us_error: builtins.float = ...,
+        peak_bytes_error: builtins.float = ...,
+        measurement_count: builtins.int = ...,
+        input_measured: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["forward_us", b"forward_us", "forward_us_error", b"forward_us_error", "input_measured", b"input_measured", "measurement_count", b"measurement_count", "peak_bytes", b"peak_bytes", "peak_bytes_error", b"peak_bytes_error", "target", b"target"]) -> None: ...
+
+global___Prediction = Prediction
 
 @typing.final
 class ListTemplatesRequest(google.protobuf.message.Message):
@@ -230,6 +284,40 @@ class ProposeBlueprintsResponse(google.protobuf.message.Message):
 global___ProposeBlueprintsResponse = ProposeBlueprintsResponse
 
 @typing.final
+class Budget(google.protobuf.message.Message):
+    """The most a design may take on a target, as predicted for an input; both limits inclusive."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    POSITIONS_FIELD_NUMBER: builtins.int
+    MAX_FORWARD_US_FIELD_NUMBER: builtins.int
+    MAX_PEAK_BYTES_FIELD_NUMBER: builtins.int
+    target: builtins.str
+    """Hardware that kernels were measured on, as their reports name it: "<processor>, <count> threads"."""
+    batch: builtins.int
+    """Elements of the input's batch."""
+    positions: builtins.int
+    """Positions of a batch element: tokens, length, or height times width. 1 where the interface has none."""
+    max_forward_us: builtins.float
+    """Longest forward in microseconds. 0: no limit."""
+    max_peak_bytes: builtins.int
+    """Most peak bytes of one forward and backward. 0: no limit."""
+    def __init__(
+        self,
+        *,
+        target: builtins.str = ...,
+        batch: builtins.int = ...,
+        positions: builtins.int = ...,
+        max_forward_us: builtins.float = ...,
+        max_peak_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch", b"batch", "max_forward_us", b"max_forward_us", "max_peak_bytes", b"max_peak_bytes", "positions", b"positions", "target", b"target"]) -> None: ...
+
+global___Budget = Budget
+
+@typing.final
 class GenerateBlueprintsRequest(google.protobuf.message.Message):
     """An opportunity, and what is wanted for it."""
 
@@ -243,6 +331,7 @@ class GenerateBlueprintsRequest(google.protobuf.message.Message):
     EXCLUDED_BLUEPRINT_IDS_FIELD_NUMBER: builtins.int
     PREFERRED_TAGS_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    BUDGET_FIELD_NUMBER: builtins.int
     kind: global___OpportunityKind.ValueType
     """What for."""
     evidence: builtins.str
@@ -265,6 +354,10 @@ class GenerateBlueprintsRequest(google.protobuf.message.Message):
     def preferred_tags(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Families preferred, e.g. "gate": those designs come first."""
 
+    @property
+    def budget(self) -> global___Budget:
+        """The most they may take; those predicted to take more are not offered. Unset: nothing is predicted."""
+
     def __init__(
         self,
         *,
@@ -276,9 +369,10 @@ class GenerateBlueprintsRequest(google.protobuf.message.Message):
         excluded_blueprint_ids: collections.abc.Iterable[builtins.str] | None = ...,
         preferred_tags: collections.abc.Iterable[builtins.str] | None = ...,
         seed: builtins.int = ...,
+        budget: global___Budget | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["interface", b"interface"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["evidence", b"evidence", "excluded_blueprint_ids", b"excluded_blueprint_ids", "interface", b"interface", "kind", b"kind", "limit", b"limit", "max_parameters", b"max_parameters", "preferred_tags", b"preferred_tags", "seed", b"seed"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["budget", b"budget", "interface", b"interface"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "evidence", b"evidence", "excluded_blueprint_ids", b"excluded_blueprint_ids", "interface", b"interface", "kind", b"kind", "limit", b"limit", "max_parameters", b"max_parameters", "preferred_tags", b"preferred_tags", "seed", b"seed"]) -> None: ...
 
 global___GenerateBlueprintsRequest = GenerateBlueprintsRequest
 

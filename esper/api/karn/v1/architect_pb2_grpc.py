@@ -75,10 +75,14 @@ class ArchitectServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GenerateBlueprints(self, request, context):
-        """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
-        stored. The same request gets the same reply.
+        """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library and the archive's
+        designs for the kind of interface, the best tried of each sort. Nothing is stored. The same request gets the same
+        reply while the archive is the same and, with a budget, no new measurements of its target have come.
 
-        INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
+        INVALID_ARGUMENT: no interface, or a budget of several positions where the interface has none.
+        FAILED_PRECONDITION: a budget for a target with too few measurements to predict from; the message says how many
+        there are, how many are needed, and which targets have some. UNAVAILABLE: a budget, and the library with the
+        measurements does not answer. Fewer designs than asked for, or none, is a normal reply; the reason says why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,10 +43,14 @@ class ArchitectServiceStub:
         esper.api.karn.v1.architect_pb2.GenerateBlueprintsRequest,
         esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse,
     ]
-    """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
-    stored. The same request gets the same reply.
+    """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library and the archive's
+    designs for the kind of interface, the best tried of each sort. Nothing is stored. The same request gets the same
+    reply while the archive is the same and, with a budget, no new measurements of its target have come.
 
-    INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
+    INVALID_ARGUMENT: no interface, or a budget of several positions where the interface has none.
+    FAILED_PRECONDITION: a budget for a target with too few measurements to predict from; the message says how many
+    there are, how many are needed, and which targets have some. UNAVAILABLE: a budget, and the library with the
+    measurements does not answer. Fewer designs than asked for, or none, is a normal reply; the reason says why.
     """
 
 class ArchitectServiceAsyncStub:
@@ -74,10 +78,14 @@ class ArchitectServiceAsyncStub:
         esper.api.karn.v1.architect_pb2.GenerateBlueprintsRequest,
         esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse,
     ]
-    """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
-    stored. The same request gets the same reply.
+    """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library and the archive's
+    designs for the kind of interface, the best tried of each sort. Nothing is stored. The same request gets the same
+    reply while the archive is the same and, with a budget, no new measurements of its target have come.
 
-    INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
+    INVALID_ARGUMENT: no interface, or a budget of several positions where the interface has none.
+    FAILED_PRECONDITION: a budget for a target with too few measurements to predict from; the message says how many
+    there are, how many are needed, and which targets have some. UNAVAILABLE: a budget, and the library with the
+    measurements does not answer. Fewer designs than asked for, or none, is a normal reply; the reason says why.
     """
 
 class ArchitectServiceServicer(metaclass=abc.ABCMeta):
@@ -111,10 +119,14 @@ class ArchitectServiceServicer(metaclass=abc.ABCMeta):
         request: esper.api.karn.v1.architect_pb2.GenerateBlueprintsRequest,
         context: _ServicerContext,
     ) -> typing.Union[esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse, collections.abc.Awaitable[esper.api.karn.v1.architect_pb2.GenerateBlueprintsResponse]]:
-        """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library. Nothing is
-        stored. The same request gets the same reply.
+        """Makes new blueprints for an opportunity: drawn, mutated and spliced from the template library and the archive's
+        designs for the kind of interface, the best tried of each sort. Nothing is stored. The same request gets the same
+        reply while the archive is the same and, with a budget, no new measurements of its target have come.
 
-        INVALID_ARGUMENT: no interface. Fewer designs than asked for, or none, is a normal reply; the reason says why.
+        INVALID_ARGUMENT: no interface, or a budget of several positions where the interface has none.
+        FAILED_PRECONDITION: a budget for a target with too few measurements to predict from; the message says how many
+        there are, how many are needed, and which targets have some. UNAVAILABLE: a budget, and the library with the
+        measurements does not answer. Fewer designs than asked for, or none, is a normal reply; the reason says why.
         """
 
 def add_ArchitectServiceServicer_to_server(servicer: ArchitectServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -148,6 +148,9 @@ class SummariseExperiencesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: builtins.int
+    BY_KERNEL_FIELD_NUMBER: builtins.int
+    by_kernel: builtins.bool
+    """True: each kernel's are added up apart, since a title is not unique."""
     @property
     def filter(self) -> global___Filter:
         """Filter. Unset: all."""
@@ -156,9 +159,10 @@ class SummariseExperiencesRequest(google.protobuf.message.Message):
         self,
         *,
         filter: global___Filter | None = ...,
+        by_kernel: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["filter", b"filter"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["by_kernel", b"by_kernel", "filter", b"filter"]) -> None: ...
 
 global___SummariseExperiencesRequest = SummariseExperiencesRequest
 
@@ -176,7 +180,7 @@ class SummariseExperiencesResponse(google.protobuf.message.Message):
 
     @property
     def summaries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Summary]:
-        """By task, layer kind, family."""
+        """By task, layer kind, family, title and kernel."""
 
     def __init__(
         self,
@@ -207,6 +211,7 @@ class Summary(google.protobuf.message.Message):
     TRIED_FIELD_NUMBER: builtins.int
     MEAN_ISOLATED_GAIN_FIELD_NUMBER: builtins.int
     ISOLATED_GAIN_VARIANCE_FIELD_NUMBER: builtins.int
+    ARTIFACT_ID_FIELD_NUMBER: builtins.int
     task_name: builtins.str
     """Name of the task."""
     layer_kind: builtins.str
@@ -231,6 +236,8 @@ class Summary(google.protobuf.message.Message):
     """Mean isolated gain of those tried."""
     isolated_gain_variance: builtins.float
     """Variance of the isolated gain of those tried."""
+    artifact_id: builtins.str
+    """Artifact id of the kernel. Empty: not added up by kernel."""
     def __init__(
         self,
         *,
@@ -246,8 +253,9 @@ class Summary(google.protobuf.message.Message):
         tried: builtins.int = ...,
         mean_isolated_gain: builtins.float = ...,
         isolated_gain_variance: builtins.float = ...,
+        artifact_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["count", b"count", "family", b"family", "fossilised", b"fossilised", "gain_variance", b"gain_variance", "isolated_gain_variance", b"isolated_gain_variance", "judged", b"judged", "layer_kind", b"layer_kind", "mean_gain", b"mean_gain", "mean_isolated_gain", b"mean_isolated_gain", "task_name", b"task_name", "title", b"title", "tried", b"tried"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "count", b"count", "family", b"family", "fossilised", b"fossilised", "gain_variance", b"gain_variance", "isolated_gain_variance", b"isolated_gain_variance", "judged", b"judged", "layer_kind", b"layer_kind", "mean_gain", b"mean_gain", "mean_isolated_gain", b"mean_isolated_gain", "task_name", b"task_name", "title", b"title", "tried", b"tried"]) -> None: ...
 
 global___Summary = Summary
 

@@ -66,7 +66,7 @@ class ReplayServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SummariseExperiences(self, request, context):
-        """Adds up experiences per task, layer kind and blueprint family.
+        """Adds up experiences per task, layer kind, blueprint family and title, on demand per kernel too.
 
         No errors of its own.
         """

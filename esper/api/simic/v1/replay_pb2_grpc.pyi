@@ -34,7 +34,7 @@ class ReplayServiceStub:
         esper.api.simic.v1.replay_pb2.SummariseExperiencesRequest,
         esper.api.simic.v1.replay_pb2.SummariseExperiencesResponse,
     ]
-    """Adds up experiences per task, layer kind and blueprint family.
+    """Adds up experiences per task, layer kind, blueprint family and title, on demand per kernel too.
 
     No errors of its own.
     """
@@ -65,7 +65,7 @@ class ReplayServiceAsyncStub:
         esper.api.simic.v1.replay_pb2.SummariseExperiencesRequest,
         esper.api.simic.v1.replay_pb2.SummariseExperiencesResponse,
     ]
-    """Adds up experiences per task, layer kind and blueprint family.
+    """Adds up experiences per task, layer kind, blueprint family and title, on demand per kernel too.
 
     No errors of its own.
     """
@@ -100,7 +100,7 @@ class ReplayServiceServicer(metaclass=abc.ABCMeta):
         request: esper.api.simic.v1.replay_pb2.SummariseExperiencesRequest,
         context: _ServicerContext,
     ) -> typing.Union[esper.api.simic.v1.replay_pb2.SummariseExperiencesResponse, collections.abc.Awaitable[esper.api.simic.v1.replay_pb2.SummariseExperiencesResponse]]:
-        """Adds up experiences per task, layer kind and blueprint family.
+        """Adds up experiences per task, layer kind, blueprint family and title, on demand per kernel too.
 
         No errors of its own.
         """
