@@ -7,12 +7,13 @@ torch.export instead, as torch's operations on the weights, for evaluation only.
 result is run against the model before it is given out.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from esper.errors import PreconditionFailed
@@ -29,6 +30,9 @@ from esper.host.program import (
 )
 from esper.host.source import constructor_lines, state_of, write_layers, write_program
 from esper.host.trace import Example, entry_of, plain_output, trace
+
+Same = Callable[[Any, Any], bool]
+Rewrite = Callable[[fx.Graph, nn.Module], None]  # changes a traced graph and the module that holds its tensors
 
 # Of each dtype, how far a program may be from the model relative to the largest value: the model takes other
 # kernels where it sees that a mask hides nothing, which a trace for every shape cannot know.
@@ -60,13 +64,21 @@ class Exported:
         return f"a program for evaluation, good for inputs with{lines}\nbecause {self.reason}"
 
 
-def export_model(model: nn.Module, example: Example, title: str) -> Exported:
+def export_model(
+    model: nn.Module,
+    example: Example,
+    title: str,
+    rewrite: Rewrite | None = None,
+    computed_in: torch.dtype | None = None,
+) -> Exported:
     """`model`, traced in eval mode, as plain torch: as layers or, where that is not possible, for evaluation.
 
     `example` are its arguments, by position or by name. The source takes these arguments; others are the
     defaults they have. Layers must agree with the model on `example` bit for bit, a program for evaluation
     within rounding and, where sizes may vary, at other sizes too. An output class of another package is
-    written as a dict of its fields, or a tuple where it names none.
+    written as a dict of its fields, or a tuple where it names none. With `rewrite`, the source must agree
+    with the graph that it leaves instead, and how far that is from the model is for the caller to measure.
+    `computed_in` is the dtype whose rounding the outputs carry, where it is not their own.
 
     Raises PreconditionFailed for a model that can be written in neither way, with the place and both reasons.
     """
@@ -74,16 +86,18 @@ def export_model(model: nn.Module, example: Example, title: str) -> Exported:
     model.eval()
     try:
         try:
-            return _as_layers(model, example, title)
+            return _as_layers(model, example, title, rewrite)
         except PreconditionFailed as error:
-            return _as_program(model, example, title, error)
+            same = close if computed_in is None else functools.partial(close, computed_in=computed_in)
+            return _as_program(model, example, title, error, rewrite, same)
     finally:
         for module, mode in training.items():
             module.training = mode
 
 
-def _as_layers(model: nn.Module, example: Example, title: str) -> Exported:
+def _as_layers(model: nn.Module, example: Example, title: str, rewrite: Rewrite | None) -> Exported:
     graph, held = trace(model, example)
+    model = _rewritten(model, graph, held, rewrite)
     classes: dict[str, str] = {}
     lines = constructor_lines(held, graph, classes)
     source = write_layers(title, classes, lines, graph, type(model).__name__)
@@ -92,7 +106,22 @@ def _as_layers(model: nn.Module, example: Example, title: str) -> Exported:
     return Exported(source, state)
 
 
-def _as_program(model: nn.Module, example: Example, title: str, why_no_layers: PreconditionFailed) -> Exported:
+def _rewritten(model: nn.Module, graph: fx.Graph, held: nn.Module, rewrite: Rewrite | None) -> nn.Module:
+    """What the source has to agree with."""
+    if rewrite is None:
+        return model
+    rewrite(graph, held)
+    return fx.GraphModule(held, graph, type(model).__name__).eval()
+
+
+def _as_program(
+    model: nn.Module,
+    example: Example,
+    title: str,
+    why_no_layers: PreconditionFailed,
+    rewrite: Rewrite | None,
+    same: Same,
+) -> Exported:
     """The program for the widest choice of sizes that says what the model says."""
     reason: PreconditionFailed = why_no_layers
     for varying in VARYING:
@@ -103,16 +132,23 @@ def _as_program(model: nn.Module, example: Example, title: str, why_no_layers: P
         except PreconditionFailed as error:
             reason = error
             continue
+        wanted = _rewritten(model, program.graph, program.held, rewrite)
         for each in _with_and_without_alone(entry, model, program, traced, example):
             try:
-                return _written(each, model, example, traced, title, str(why_no_layers))
+                return _written(each, wanted, example, traced, title, str(why_no_layers), same)
             except PreconditionFailed as error:
                 reason = error
     raise PreconditionFailed(f"{why_no_layers}; nor as a program for evaluation by torch.export ({reason})") from reason
 
 
 def _written(
-    program: Program, model: nn.Module, example: Example, traced: Mapping[str, Any], title: str, reason: str
+    program: Program,
+    model: nn.Module,
+    example: Example,
+    traced: Mapping[str, Any],
+    title: str,
+    reason: str,
+    same: Same,
 ) -> Exported:
     """A program's source and state. Raises PreconditionFailed where they say something else than the model."""
     inputs, checks = described(program, traced)
@@ -121,11 +157,11 @@ def _written(
     source = write_program(title, inputs, checks, lines, program.graph)
     state = state_of(program.held, program.graph, extra)
     made = _made(source, state, type(model).__name__)
-    _prove(made, model, example, close)
+    _prove(made, model, example, same)
     for other in other_sizes(program, traced):
         again = _like(example, other)
         if _accepts(made, again) and _takes(model, again):
-            _prove(made, model, again, close)
+            _prove(made, model, again, same)
     return Exported(source, state, tuple(inputs), reason)
 
 
@@ -176,7 +212,7 @@ def _made(source: str, state: dict[str, Tensor], name: str) -> nn.Module:
     return made.eval()
 
 
-def _prove(made: nn.Module, model: nn.Module, example: Example, same: Callable[[Any, Any], bool]) -> None:
+def _prove(made: nn.Module, model: nn.Module, example: Example, same: Same) -> None:
     """Run both and compare. Raises PreconditionFailed where they do not say the same."""
     name = type(model).__name__
     try:
@@ -199,13 +235,13 @@ def _does_not_run(name: str, error: Exception) -> PreconditionFailed:
     )
 
 
-def close(a: Any, b: Any) -> bool:
-    """Whether two leaves are the same but for rounding."""
+def close(a: Any, b: Any, computed_in: torch.dtype | None = None) -> bool:
+    """Whether two leaves are the same but for rounding, that of `computed_in` where it is not their own dtype's."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.dtype in _ROUNDING):
         return _same(a, b)
     a, b = a.detach(), b.detach()
     largest = float(b[b.isfinite()].abs().max()) if b.isfinite().any() else 0.0
-    bound = _ROUNDING[a.dtype]
+    bound = _ROUNDING[computed_in or a.dtype]
     return a.shape == b.shape and torch.allclose(a, b, rtol=bound, atol=bound * largest, equal_nan=True)
 
 

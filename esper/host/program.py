@@ -50,7 +50,7 @@ def trace_program(entry: nn.Module, example: Mapping[str, Any], varying: str) ->
             raise PreconditionFailed(
                 f"its argument {name} is a {type(value).__name__}, neither a tensor nor a constant"
             )
-    program = _export(entry, example, {n: _dims(v, varying) for n, v in example.items()})
+    program = export_program(entry, example, {n: varying_dims(v, varying) for n, v in example.items()})
     domain = domain_of(program, example)
     held = program.module(check_guards=False)
     graph = held.graph
@@ -76,7 +76,7 @@ def conditions_alone(entry: nn.Module, example: Mapping[str, Any], domain: Domai
         else None
         for name in example
     }
-    return domain_of(_export(entry, example, dims), example).conditions
+    return domain_of(export_program(entry, example, dims), example).conditions
 
 
 def fossil_state(held: nn.Module) -> list[str]:
@@ -139,14 +139,16 @@ def _required(condition: str) -> str:
     return f"_require({condition}, {condition!r})"
 
 
-def _dims(value: Any, varying: str) -> Any:
+def varying_dims(value: Any, varying: str) -> Any:
+    """For torch.export: the dimensions of an argument that may vary; None for none."""
     if not isinstance(value, Tensor) or varying == VARYING[2]:
         return None
     every = varying == VARYING[0] and value.dim() <= _MOST_DIMS_TO_VARY
     return dict.fromkeys(range(value.dim() if every else min(1, value.dim())), Dim.AUTO)
 
 
-def _export(entry: nn.Module, example: Mapping[str, Any], dims: Mapping[str, Any]) -> ExportedProgram:
+def export_program(entry: nn.Module, example: Mapping[str, Any], dims: Mapping[str, Any]) -> ExportedProgram:
+    """torch.export of `entry` with the given dynamic dimensions. Raises PreconditionFailed where it cannot trace it."""
     try:
         with torch.no_grad(), quiet():
             return torch.export.export(entry, (), dict(example), dynamic_shapes=dict(dims), strict=False)

@@ -5,6 +5,7 @@ tensor of its own by the name that it has in the model.
 """
 
 import builtins
+import inspect
 import re
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from esper.blueprint.emit import IMPORTS, emit_module
 from esper.blueprint.lower import Lowered
 from esper.errors import PreconditionFailed
 from esper.host.constructor import constructor_call
+from esper.host.int8 import int8_linear
 
 _HEADER = '''"""{about}"""
 
@@ -76,6 +78,10 @@ _CONSTANTS = {
     "device": "from torch import device",
     "NoneType": "NoneType = type(None)",
 }
+
+
+# functions of Esper's own that a graph may call: their text goes into the source
+_WRITTEN_OUT = (int8_linear,)
 
 
 def constructor_lines(
@@ -177,7 +183,11 @@ def _forward(graph: fx.Graph, name: str) -> tuple[str, str]:
     code = graph.python_code("self")
     own = code.src[code.src.index("def forward(") :]  # statements before it serve another trace
     forward = _RELEASE.sub("", own.strip())
-    return forward, "".join(f"{line}\n" for line in _imports(code.globals, forward, name))
+    imports = "".join(f"{line}\n" for line in _imports(code.globals, forward, name))
+    for alias, value in code.globals.items():  # torch.fx puts the module before the name
+        if value in _WRITTEN_OUT:
+            forward = re.sub(rf"\b{alias}\b", value.__name__, forward)
+    return forward, imports
 
 
 def _block(lines: Iterable[str], columns: int) -> str:
@@ -186,13 +196,16 @@ def _block(lines: Iterable[str], columns: int) -> str:
 
 def _imports(names: Mapping[str, Any], forward: str, model: str) -> list[str]:
     """Lines that define what the forward names beside torch. Raises PreconditionFailed for another package's."""
-    lines = []
+    lines: list[str] = []
+    functions: list[str] = []
     for name, value in sorted(names.items()):
         if name == "torch" or not re.search(rf"\b{name}\b", forward) or getattr(builtins, name, None) is value:
             continue
         module, own = getattr(value, "__module__", "") or "", getattr(value, "__qualname__", name)
         if name in _CONSTANTS:
             lines.append(_CONSTANTS[name])
+        elif value in _WRITTEN_OUT:
+            functions.append("\n\n" + inspect.getsource(value).rstrip())
         elif module.partition(".")[0] in sys.stdlib_module_names and own.isidentifier():
             lines.append(f"from {module} import {own} as {name}")
         else:
@@ -200,7 +213,7 @@ def _imports(names: Mapping[str, Any], forward: str, model: str) -> list[str]:
                 f"{model} cannot be written as plain source: its forward uses "
                 f"{module or type(value).__module__}.{own}, which plain torch does not have"
             )
-    return lines
+    return lines + functions
 
 
 def state_of(held: nn.Module, graph: fx.Graph, extra: Iterable[str] = ()) -> dict[str, Tensor]:

@@ -44,9 +44,9 @@ def rebuild_run(run: StoredRun) -> str:
     Raises NotFound for a run that left no model, Corrupt or Untrusted for a kernel that is not
     what it was, PreconditionFailed where an output differs or model.py does not take the task's batches.
     """
-    task, model, batch = _rebuilt(run)
+    task, model, batch = rebuilt(run)
     exported = run_source((run.folder / "model.py").read_text())
-    _put(run, exported, _weights(run))
+    _put(run, exported, weights_of(run))
     exported.eval()
     same = close if getattr(exported, "EVALUATION_ONLY", False) else torch.equal
     compared = 0
@@ -76,7 +76,7 @@ def _forward(run: StoredRun, task: Task, exported: nn.Module, batch: Batch) -> T
 
 def export_run(run: StoredRun, to: str) -> str:
     """Write model.py and model.pt from lineage and weights to a folder, the run's own if `to` is empty."""
-    _, model, batch = _rebuilt(run)
+    _, model, batch = rebuilt(run)
     exported = export_model(model, (batch[0],), f"The model of run {run.run_id}.")
     folder = Path(to) if to else run.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,10 @@ def export_run(run: StoredRun, to: str) -> str:
     return f"wrote {folder / 'model.py'} and {folder / 'model.pt'}: {exported.description()}"
 
 
-def _rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
+def rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
     """Task, the rebuilt model in eval mode, and one batch."""
     task = load_task(run.spec["task"], run.spec["arguments"], run.spec["import_paths"])
-    model, state = task.build_model(), _weights(run)
+    model, state = task.build_model(), weights_of(run)
     specs = fossils_of(run)
     kernels = {spec.artifact_id: _kernel(run, spec.artifact_id) for spec in specs if not spec.folded}
     regrow(model, find_sites(task, model, (spec.seed.site for spec in specs)), specs, kernels)
@@ -111,7 +111,7 @@ def fossils_of(run: StoredRun) -> list[GraftSpec]:
     return specs
 
 
-def _weights(run: StoredRun) -> dict[str, Tensor]:
+def weights_of(run: StoredRun) -> dict[str, Tensor]:
     path = run.folder / "model.pt"
     if not path.exists() or not (run.folder / "model.py").exists():
         raise NotFound(

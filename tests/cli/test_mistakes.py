@@ -101,6 +101,20 @@ def test_a_value_that_cannot_be_used_is_named_before_anything_starts(refused, ar
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("export", "gone", "--form", "int4"), ("no form 'int4'", "did you mean 'int8'", "inference", "aot")),
+        (("export", "gone", "--form", "int8"), ("no run 'gone'",)),
+        (("export", "gone", "--drift-limit", "0.1"), ("--drift-limit is for a form", "--form")),
+    ],
+    ids=str,
+)
+def test_a_form_or_run_that_is_not_known_is_named(refused, arguments, words):
+    err = refused(*arguments)
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("task: esper.tolaria.tasks.digits:task\nstep: 5", ("no key 'step'", "did you mean 'steps'")),
