@@ -64,9 +64,9 @@ class ServeOptions:
                 f"--unsafe-no-jail is for `esper serve urabrask` alone, got it for {', '.join(self.components)}; "
                 "an evaluator without isolation promotes nothing, so a runtime with it would never grow"
             )
+        check_targets(self.forge_targets)
         if self.forge_targets and "tezzeret" not in self.components:
             raise InvalidConfig(f"--forge-targets is for tezzeret, got it for {', '.join(self.components)}")
-        check_targets(self.forge_targets)
         if self.broker:
             _read_broker(self.broker)
         elif len(self.components) == 1:
