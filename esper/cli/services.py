@@ -41,6 +41,12 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", default=".esper", help="folder of the runtime (default .esper)")
     parser.add_argument("--address", default="127.0.0.1:0", help="where to listen; port 0 takes a free one")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="serve Prometheus metrics there, over HTTP")
+    parser.add_argument(
+        "--forge-targets",
+        default="",
+        metavar="NAMES",
+        help="what the forge makes kernels for, e.g. cpu,sm_80,sm_90 (default cpu, and this machine's GPU)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="jobs at a time of forge, evaluator and nursery")
 
 
@@ -48,9 +54,17 @@ def run_up(options: argparse.Namespace) -> int:
     from esper.runtime.serve import ServeOptions, serve
 
     settings = ServeOptions(
-        home=Path(options.home), address=options.address, workers=options.workers, metrics=options.metrics
+        home=Path(options.home),
+        address=options.address,
+        workers=options.workers,
+        metrics=options.metrics,
+        forge_targets=_names(options.forge_targets),
     )
     return asyncio.run(serve(settings))
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",")) if listed else ()
 
 
 def run_serve(options: argparse.Namespace) -> int:
@@ -71,5 +85,6 @@ def run_serve(options: argparse.Namespace) -> int:
         broker=options.broker,
         metrics=options.metrics,
         unsafe_no_jail=options.unsafe_no_jail,
+        forge_targets=_names(options.forge_targets),
     )
     return asyncio.run(serve(settings))

@@ -8,8 +8,9 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from esper.errors import EsperError
+from esper.errors import EsperError, NotFound
 from esper.rpc.client import open_channel
 from esper.runtime.home import Contact, Home
 
@@ -31,6 +32,7 @@ def examine(home: str) -> list[Finding]:
         ("compiler", _compiler),
         ("broker", _broker),
         ("isolation", _isolation),
+        ("forge", lambda: _forge(Home(Path(home)))),
         ("runtime", lambda: _runtime(Home(Path(home)))),
     ]
     return [_find(name, part) for name, part in parts]
@@ -92,6 +94,32 @@ def _isolation() -> str:
     if not isolation.in_force:
         raise _Absent(f"kernels cannot be evaluated here, so none can be promoted: {isolation.missing}")
     return isolation.how
+
+
+def _forge(home: Home) -> str:
+    """What the forge that runs makes kernels for; without a runtime, what one that is started here would."""
+    from esper.runtime.targets import default_targets
+    from esper.tezzeret.kernels import MACHINE_CODE, triton_version
+
+    try:
+        contact = home.contact()
+    except NotFound:
+        says = f"kernels for {', '.join(default_targets())} if `esper up` is started here"
+    else:
+        says = f"kernels for {', '.join(asyncio.run(_forge_targets(contact)))}"
+    if not triton_version():
+        raise _Absent(f"{says}; for others Triton is absent: pip install 'esper[triton]'")
+    return f"{says}; --forge-targets takes {', '.join(MACHINE_CODE)} beside cpu"
+
+
+async def _forge_targets(contact: Contact) -> list[str]:
+    from esper.api.tezzeret.v1 import forge_pb2, forge_pb2_grpc
+    from esper.tezzeret.codec import read_target
+
+    async with open_channel(contact.address, token=contact.token()) as channel:
+        stub: Any = forge_pb2_grpc.ForgeServiceStub(channel)
+        reply = await stub.GetForgeStatus(forge_pb2.GetForgeStatusRequest(), timeout=5)
+    return [read_target(target) for target in reply.targets]
 
 
 def _runtime(home: Home) -> str:

@@ -49,6 +49,7 @@ class Platform:
     roots: TrustRoots = field(default_factory=TrustRoots)
     metrics: Metrics | None = None  # where Nissa serves
     unsafe_no_jail: bool = False  # evaluate without isolation, and promote nothing
+    forge_targets: tuple[str, ...] = ("cpu",)  # what tezzeret makes kernels for, where it serves here
     address: str = ""  # of this process's server, once it listens
     broker_url: str = ""
     pools: dict[str, Pool] = field(default_factory=dict)

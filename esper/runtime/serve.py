@@ -24,7 +24,9 @@ from esper.runtime.home import Contact, Home
 from esper.runtime.observe import build_nissa
 from esper.runtime.platform import Platform, trust_of
 from esper.runtime.services import BUILDERS
+from esper.runtime.targets import default_targets
 from esper.runtime.warm import die_with_parent
+from esper.tezzeret.available import check_targets
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ class ServeOptions:
 
     `peers`: where other components listen. `broker`: "" starts one as a child. `metrics`:
     HOST:PORT for Prometheus to scrape, "" for none. `unsafe_no_jail`: urabrask alone evaluates without
-    isolation, and promotes nothing.
+    isolation, and promotes nothing. `forge_targets`: what tezzeret makes kernels for; empty stands for the CPU and
+    this machine's devices.
     """
 
     home: Path = Path(".esper")
@@ -49,6 +52,7 @@ class ServeOptions:
     broker: str = ""
     metrics: str = ""
     unsafe_no_jail: bool = False
+    forge_targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if _port_of(self.address) is None:
@@ -60,6 +64,9 @@ class ServeOptions:
                 f"--unsafe-no-jail is for `esper serve urabrask` alone, got it for {', '.join(self.components)}; "
                 "an evaluator without isolation promotes nothing, so a runtime with it would never grow"
             )
+        check_targets(self.forge_targets)
+        if self.forge_targets and "tezzeret" not in self.components:
+            raise InvalidConfig(f"--forge-targets is for tezzeret, got it for {', '.join(self.components)}")
         if self.broker:
             _read_broker(self.broker)
         elif len(self.components) == 1:
@@ -112,6 +119,7 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
         roots=roots,
         metrics=metrics,
         unsafe_no_jail=options.unsafe_no_jail,
+        forge_targets=_forge_targets(options),
     )
     if options.metrics:
         stack.callback(_expose(options.metrics, metrics))
@@ -128,6 +136,12 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
     platform.start_tasks()
     await platform.ready()
     return platform
+
+
+def _forge_targets(options: ServeOptions) -> tuple[str, ...]:
+    if "tezzeret" not in options.components:
+        return ()
+    return check_targets(options.forge_targets) if options.forge_targets else default_targets()
 
 
 async def keep_broker(broker: Broker) -> None:

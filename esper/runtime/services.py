@@ -5,7 +5,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 
-from esper.api.common.v1 import operation_pb2_grpc
+from esper.api.common.v1 import operation_pb2_grpc, resource_pb2
 from esper.api.emrakul.v1 import sculptor_pb2_grpc
 from esper.api.karn.v1 import architect_pb2_grpc
 from esper.api.kasmina.v1 import execution_pb2_grpc, nursery_pb2_grpc
@@ -65,6 +65,7 @@ WORKSHOP = {
 }
 # What each compilation would otherwise pay for, done once in the process that workers are forked from.
 WARM_UP = ("esper.tezzeret.job:warm_up", None)
+WARM_UP_FOR_DEVICES = ("esper.tezzeret.job:warm_up_standard", None)
 # How often an idle forge looks for what to build again.
 FORGE_IDLE_S = 60.0
 
@@ -123,7 +124,12 @@ async def _workshop(platform: Platform) -> None:
     """One pool for forge and evaluator: both want short jobs with torch loaded."""
     if "workshop" not in platform.pools:
         pool = await platform.pool("workshop", WORKSHOP, platform.workers)
-        await pool.preload(*WARM_UP)
+        await pool.preload(*(WARM_UP_FOR_DEVICES if _for_devices(platform) else WARM_UP))
+
+
+def _for_devices(platform: Platform) -> bool:
+    """Whether the forge here makes kernels for anything but the CPU."""
+    return any(target != "cpu" for target in platform.forge_targets)
 
 
 async def build_tezzeret(platform: Platform) -> None:
@@ -136,7 +142,7 @@ async def build_tezzeret(platform: Platform) -> None:
             await platform.bus.publish(Name.KERNEL_READY, sender.seal(message))
 
     library = LibraryClient(platform.channel_to("urza"))
-    options = ForgeOptions(workers=platform.workers)
+    options = ForgeOptions(workers=platform.workers, targets=platform.forge_targets)
     forge = Forge(library, platform.pools["workshop"], platform.key("forge"), publish, clock, options)
     await platform.stack.enter_async_context(forge)
     platform.mount(forge_pb2_grpc.add_ForgeServiceServicer_to_server, ForgeServicer(forge, _operations(platform)))
@@ -205,7 +211,7 @@ async def build_tolaria(platform: Platform) -> None:
     async def prepare(hello: trainer_pb2.Hello) -> None:
         """Kernels for the run's sites are made, and its task is imported, before either is asked for."""
         for site in hello.sites:
-            await stock.order(site.interface, hello.random_seed, submit)
+            await stock.order(site.interface, hello.random_seed, submit, _ordered_for(platform, hello.target))
         if hello.deterministic:  # what kernels there are must not depend on how fast they were made
             await stock.complete((site.interface for site in hello.sites), hello.random_seed)
         if "nursery" in platform.pools and hello.HasField("task"):
@@ -215,6 +221,15 @@ async def build_tolaria(platform: Platform) -> None:
     outside = BusOutside(platform.bus, nursery.submit, nursery.cancel, nursery.results, prepare)
     gateway = Gateway(outside, list(platform.roots.forge), list(platform.roots.evaluation))
     platform.mount(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, TrainerServicer(gateway))
+
+
+def _ordered_for(platform: Platform, target: int) -> resource_pb2.Target.ValueType:
+    """The target that a run's kernels are ordered for: its device's, or the CPU's where the forge here has no such."""
+    known = {resource_pb2.Target.Value(f"TARGET_{name.upper()}") for name in platform.forge_targets}
+    unsaid = target == resource_pb2.TARGET_UNSPECIFIED
+    if unsaid or ("tezzeret" in platform.components and target not in known):
+        return resource_pb2.TARGET_CPU
+    return resource_pb2.Target.ValueType(target)
 
 
 async def _submit_blueprints(platform: Platform, orders: Iterable[forge_pb2.BlueprintSubmitted]) -> None:

@@ -53,9 +53,18 @@ async def offer_templates(library: Supply) -> None:
 
 
 async def promoted(library: Supply, interface: interface_pb2.Interface) -> Sequence[pb.Kernel]:
-    """VALIDATED kernels for exactly this interface: the controller's search."""
+    """VALIDATED kernels for exactly this interface that run on any device: the controller's search."""
+    return await _kernels(library, interface, pb.KERNEL_STATUS_VALIDATED)
+
+
+async def _kernels(
+    library: Supply,
+    interface: interface_pb2.Interface,
+    status: pb.KernelStatus.ValueType,
+    target: resource_pb2.Target.ValueType = resource_pb2.TARGET_CPU,
+) -> Sequence[pb.Kernel]:
     # as many as one search gives: other seeds' designs are among them, and may not push a run's own out
-    request = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_VALIDATED, limit=1000)
+    request = pb.SearchKernelsRequest(interface=interface, status=status, target=target, limit=1000)
     return [match.kernel for match in (await library.search_kernels(request)).matches]
 
 
@@ -105,9 +114,8 @@ async def kernel_stock(
     where, fitting = read_interface(interface), await _fitting(library, interface)
     foreign = {one.blueprint_id for one in fitting if of_another_run(one, where, seed, limits)}
     ready = [kernel for kernel in await promoted(library, interface) if kernel.blueprint_id not in foreign]
-    refused = pb.SearchKernelsRequest(interface=interface, status=pb.KERNEL_STATUS_REJECTED, limit=1000)
     judged = {kernel.blueprint_id for kernel in ready}
-    judged |= {match.kernel.blueprint_id for match in (await library.search_kernels(refused)).matches}
+    judged |= {kernel.blueprint_id for kernel in await _kernels(library, interface, pb.KERNEL_STATUS_REJECTED)}
     stocked = chosen(fitting, where, seed, limits)
     open_ = [b for b in stocked if b.blueprint_id not in judged and b.status != pb.BLUEPRINT_STATUS_INVALID]
     return ready, len(open_)
@@ -122,35 +130,52 @@ class Stock:
         self.folder = folder
         self.roots = roots
         self._disk = KernelCache(folder, roots, _not_on_disk)
-        self._ordered: set[tuple[bytes, int]] = set()
+        self._ordered: set[tuple[bytes, int, int]] = set()
         self._fetching: dict[str, asyncio.Lock] = {}
 
-    async def order(self, interface: interface_pb2.Interface, seed: int, submit: Submit) -> None:
-        """Have Karn design for this interface and run seed, and a kernel made of all in stock that has none; once."""
-        key = interface.SerializeToString(deterministic=True), seed
+    async def order(
+        self,
+        interface: interface_pb2.Interface,
+        seed: int,
+        submit: Submit,
+        target: resource_pb2.Target.ValueType = resource_pb2.TARGET_CPU,
+    ) -> None:
+        """Have Karn design for this interface and run seed, and a kernel made of all in stock that has none; once.
+
+        `target`: of the run's device. What is promoted and was judged of interest has its kernel for it ordered too.
+        """
+        key = interface.SerializeToString(deterministic=True), seed, target
         if key in self._ordered:
             return
         self._ordered.add(key)
         try:
             await offer_generated(self.library, read_interface(interface), seed, self.assortment)
-            await self._order(interface, seed, submit)
+            await self._order(interface, seed, submit, target)
         except BaseException:
             self._ordered.discard(key)
             raise
 
-    async def _order(self, interface: interface_pb2.Interface, seed: int, submit: Submit) -> None:
-        blueprints = await in_stock(self.library, interface, seed, self.assortment)
-        made = {kernel.blueprint_id for kernel in await promoted(self.library, interface)}
-        await submit(
-            forge_pb2.BlueprintSubmitted(
-                blueprint_id=blueprint.blueprint_id,
-                interfaces=[interface],
-                pipeline=forge_pb2.PIPELINE_FAST,
-                submitted_by="runtime",
-            )
-            for blueprint in blueprints
-            if blueprint.blueprint_id not in made
-        )
+    async def _order(
+        self,
+        interface: interface_pb2.Interface,
+        seed: int,
+        submit: Submit,
+        target: resource_pb2.Target.ValueType,
+    ) -> None:
+        stocked = [one.blueprint_id for one in await in_stock(self.library, interface, seed, self.assortment)]
+        interest = {kernel.blueprint_id: kernel.interest for kernel in await promoted(self.library, interface)}
+        orders = [_submitted(one, interface, forge_pb2.PIPELINE_FAST) for one in stocked if one not in interest]
+        if target != resource_pb2.TARGET_CPU:
+            there = await self._made_for(interface, target)
+            judged = [one for one in stocked if interest.get(one, 0.0) > 0.0 and one not in there]
+            orders += [_submitted(one, interface, forge_pb2.PIPELINE_AUTO, target) for one in judged]
+        await submit(orders)
+
+    async def _made_for(self, interface: interface_pb2.Interface, target: resource_pb2.Target.ValueType) -> set[str]:
+        """Blueprints with a kernel for a device, whatever was said of it."""
+        statuses = (pb.KERNEL_STATUS_PENDING_BENCHMARKING, pb.KERNEL_STATUS_VALIDATED, pb.KERNEL_STATUS_REJECTED)
+        found = [await _kernels(self.library, interface, status, target) for status in statuses]
+        return {kernel.blueprint_id for kernels in found for kernel in kernels}
 
     async def complete(
         self, interfaces: Iterable[interface_pb2.Interface], seed: int, limit_s: float = LONGEST_WAIT_S
@@ -179,6 +204,17 @@ class Stock:
             artifact = Artifact(manifest, files)
             verify(artifact, self.roots)
             write_folder(artifact, folder_of(self.folder, artifact_id))
+
+
+def _submitted(
+    blueprint_id: str,
+    interface: interface_pb2.Interface,
+    pipeline: forge_pb2.Pipeline.ValueType,
+    target: resource_pb2.Target.ValueType = resource_pb2.TARGET_CPU,
+) -> forge_pb2.BlueprintSubmitted:
+    return forge_pb2.BlueprintSubmitted(
+        blueprint_id=blueprint_id, interfaces=[interface], pipeline=pipeline, submitted_by="runtime", target=target
+    )
 
 
 def _not_on_disk(artifact_id: str) -> Artifact:

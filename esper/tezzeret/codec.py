@@ -28,7 +28,9 @@ _PIPELINES = {
     pb.PIPELINE_FAST: "fast",
     pb.PIPELINE_STANDARD: "standard",
     pb.PIPELINE_AGGRESSIVE: "aggressive",
+    pb.PIPELINE_AUTO: "auto",
 }
+AUTO = "auto"  # an order's word only: what is compiled, and recorded, has another
 _PIPELINE_NUMBERS = {"fast": pb.PIPELINE_FAST, "standard": pb.PIPELINE_STANDARD, "aggressive": pb.PIPELINE_AGGRESSIVE}
 # Canonical gRPC codes of failures that are stored; calls that fail get theirs from esper.rpc.
 _CODES: dict[type[EsperError], int] = {
@@ -54,6 +56,7 @@ class Order:
     target: str
     pipeline: str
     limits: CostLimits = CostLimits()  # noqa: RUF009  frozen
+    pipeline_reason: str = ""  # why this pipeline, where the forge chose it; a worker has no use for it
 
 
 def read_pipeline(number: int) -> str:
@@ -61,6 +64,20 @@ def read_pipeline(number: int) -> str:
     if number not in _PIPELINES:
         raise InvalidRequest(f"pipeline is {number}; it must be one of {sorted(_PIPELINES)}", {"pipeline": "unknown"})
     return _PIPELINES[pb.Pipeline.ValueType(number)]
+
+
+def read_target(number: int) -> str:
+    """A target's name; empty where none is said. Raises InvalidRequest for a number the contract does not have."""
+    if number not in resource_pb2.Target.values():
+        known = sorted(resource_pb2.Target.values())
+        raise InvalidRequest(f"target is {number}; it must be one of {known}", {"target": "unknown"})
+    name = resource_pb2.Target.Name(resource_pb2.Target.ValueType(number))
+    return name.removeprefix("TARGET_").lower() if number else ""
+
+
+def write_target(target: str) -> resource_pb2.Target.ValueType:
+    """A target's number in the contract."""
+    return resource_pb2.Target.Value(f"TARGET_{target.upper()}")
 
 
 def write_order(order: Order) -> bytes:

@@ -14,28 +14,35 @@ from types import TracebackType
 from esper.api.common.v1 import interface_pb2
 from esper.api.tezzeret.v1 import forge_pb2 as pb
 from esper.api.urza.v1 import library_pb2
+from esper.artifact.body import PIPELINES
 from esper.artifact.bundle import Artifact
 from esper.artifact.keys import SigningKey
 from esper.blueprint.codec import write_interface
+from esper.blueprint.interface import Interface
 from esper.errors import InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from esper.tezzeret import codec, intake, statuses
 from esper.tezzeret.attempt import answered, attempt
+from esper.tezzeret.available import refused, target_for
 from esper.tezzeret.check import CostLimits
-from esper.tezzeret.codec import Order
-from esper.tezzeret.compile import check_request, request_key, sign_built, target_of
+from esper.tezzeret.codec import AUTO, Order
+from esper.tezzeret.compile import request_key, sign_built
+from esper.tezzeret.pick import Load, pick_pipeline
 from esper.tezzeret.port import Library, Pool, Publish
 from esper.tezzeret.queue import Queue, Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class ForgeOptions:
-    """`attempts`: how many workers may die over an order, or overrun `timeout_s`, before it has failed."""
+    """`attempts`: how many workers may die over an order, or overrun `timeout_s`, before it has failed.
+
+    `targets`: what it makes kernels for, of which an order that names none gets the first that is a device.
+    """
 
     workers: int = 1
     max_queued: int = 1024
     timeout_s: float = 60.0
     attempts: int = 2
-    target: str = "cpu"
+    targets: tuple[str, ...] = ("cpu",)
     limits: CostLimits = CostLimits()  # noqa: RUF009  frozen
     keep_records: int = 10_000
     keep_answers: int = 100_000
@@ -93,15 +100,26 @@ class Forge:
         return list(reversed(self._records))
 
     async def submit(
-        self, blueprint_id: str, interface: interface_pb2.Interface, pipeline: int = pb.PIPELINE_FAST, priority: int = 0
+        self,
+        blueprint_id: str,
+        interface: interface_pb2.Interface,
+        pipeline: int = pb.PIPELINE_FAST,
+        priority: int = 0,
+        target: int = 0,
     ) -> Ticket:
         """Accept an order; an equal one that is waiting or at work is joined, one that was served is answered.
 
         Raises NotFound (no such blueprint), InvalidBlueprint (the static check, with every reason),
-        PreconditionFailed (archived), Unavailable (a pipeline this release does not have) and Exhausted.
+        PreconditionFailed (archived), Unavailable (a pipeline that is not made here for `target`) and Exhausted.
         """
-        options = self.options
-        order = await intake.read(self._library, blueprint_id, interface, pipeline, options.target, options.limits)
+        word, device = self._known(pipeline, target)
+        graph, where = await intake.read(self._library, blueprint_id, interface, self.options.limits)
+        reason = ""
+        if word == AUTO:
+            interest = await intake.interest(self._library, blueprint_id)
+            word, reason = self._choose(blueprint_id, where, device, interest)
+        target_name = target_for(word, device, self.options.targets)
+        order = Order(graph, blueprint_id, where, target_name, word, self.options.limits, reason)
         key = request_key(blueprint_id, order.interface, order.target, order.pipeline)
         _, artifact_id = self._made.get(key, ("", ""))
         if artifact_id and not self._queue.find(key) and await intake.in_use(self._library, artifact_id):
@@ -109,6 +127,32 @@ class Forge:
         ticket = self._queue.find(key) or self._queue.put(key, order)
         self._queue.raise_priority(ticket, priority)
         return ticket
+
+    def _known(self, pipeline: int, target: int) -> tuple[str, str]:
+        """The words for what is asked, "" for no target. Raises as `target_for` what can be refused unread."""
+        word, device = codec.read_pipeline(pipeline), codec.read_target(target)
+        if word != AUTO:
+            target_for(word, device, self.options.targets)
+        return word, device
+
+    def _choose(self, blueprint_id: str, interface: Interface, device: str, interest: float) -> tuple[str, str]:
+        """A pipeline for an order that names none, by what the forge is busy with now; and why."""
+        load = Load(self.queued, self.busy, self.options.workers)
+        passed_over = refused(device, self.options.targets)
+        for name in PIPELINES:
+            if name not in passed_over:
+                target = target_for(name, device, self.options.targets)
+                if failure := self._failed_at(blueprint_id, interface, name, target):
+                    passed_over[name] = f"it failed for the same order: {failure}"
+        return pick_pipeline(load, interest, passed_over)
+
+    def _failed_at(self, blueprint_id: str, interface: Interface, pipeline: str, target: str) -> str:
+        """Why the last compilation of this order failed; empty: it did not, or there was none."""
+        place = (blueprint_id, write_interface(interface), codec.number(pipeline), codec.write_target(target))
+        for _, one in reversed(self._records):
+            if (one.blueprint_id, one.interface, one.pipeline, one.target) == place:
+                return one.failure.message
+        return ""
 
     async def result(self, ticket: Ticket) -> pb.CompilationRecord:
         """The record when the order has ended; a failed compilation is a record too.
@@ -127,10 +171,15 @@ class Forge:
             ticket.waiters -= 1
 
     async def compile(
-        self, blueprint_id: str, interface: interface_pb2.Interface, pipeline: int = pb.PIPELINE_FAST, priority: int = 0
+        self,
+        blueprint_id: str,
+        interface: interface_pb2.Interface,
+        pipeline: int = pb.PIPELINE_FAST,
+        priority: int = 0,
+        target: int = 0,
     ) -> pb.CompilationRecord:
         """`submit` and `result`."""
-        return await self.result(await self.submit(blueprint_id, interface, pipeline, priority))
+        return await self.result(await self.submit(blueprint_id, interface, pipeline, priority, target))
 
     async def compile_submitted(self, message: pb.BlueprintSubmitted) -> list[pb.CompilationRecord]:
         """Everything a BlueprintSubmitted asks for, in its order; what is refused is a failure, published like others.
@@ -144,12 +193,12 @@ class Forge:
     ) -> pb.CompilationRecord:
         record = codec.new_record(message.blueprint_id, interface, message.pipeline)
         try:
-            pipeline = codec.read_pipeline(message.pipeline)
-            check_request(target_of(pipeline, self.options.target), pipeline)
+            self._known(message.pipeline, message.target)
         except (InvalidRequest, Unavailable) as error:  # a pipeline that is absent stays so: no use in a retry
             return await self._refuse(record, error)
         try:
-            return await self.compile(message.blueprint_id, interface, message.pipeline, message.priority)
+            name, pipeline, target = message.blueprint_id, message.pipeline, message.target
+            return await self.compile(name, interface, pipeline, message.priority, target)
         except (InvalidRequest, NotFound, PreconditionFailed) as error:
             return await self._refuse(record, error)
 
@@ -158,6 +207,7 @@ class Forge:
         ticket.started = True
         record = codec.new_record(order.blueprint_id, write_interface(order.interface), codec.number(order.pipeline))
         record.artifact_id, record.cached = artifact_id, True
+        record.target, record.pipeline_reason = codec.write_target(order.target), order.pipeline_reason
         ticket.settle(await self._end(record))
         return ticket
 
@@ -183,6 +233,7 @@ class Forge:
         await statuses.mark(self._library, order.blueprint_id, statuses.COMPILING, f"compiling for {order.interface}")
         record, artifact = await attempt(self._pool, order, self.options.attempts, self.options.timeout_s)
         record.operation_name = ticket.operation_name
+        record.target, record.pipeline_reason = codec.write_target(order.target), order.pipeline_reason
         if artifact is None:
             await self._give_up(ticket, record)
         else:

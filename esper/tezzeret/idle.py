@@ -9,7 +9,7 @@ import logging
 from esper.api.common.v1.resource_pb2 import PageRequest
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.urza.v1 import library_pb2 as pb
-from esper.artifact.body import PIPELINES, Body, read_body
+from esper.artifact.body import Body, read_body
 from esper.artifact.bundle import check_id
 from esper.blueprint.codec import read_interface, write_interface
 from esper.errors import (
@@ -23,7 +23,8 @@ from esper.errors import (
 )
 from esper.tezzeret import codec
 from esper.tezzeret.attempt import answered
-from esper.tezzeret.compile import check_request, target_of, toolchain
+from esper.tezzeret.available import made_for
+from esper.tezzeret.compile import toolchain
 from esper.tezzeret.forge import Forge
 from esper.tezzeret.port import Library
 from esper.tezzeret.renewal import Made, Place, Renewal, obsolete, renewals
@@ -77,7 +78,10 @@ class IdleWork:
         log.info("blueprints/%s for %s again: %s", place.blueprint_id, place.interface, renewal.reason)
         try:
             await self._forge.compile(
-                place.blueprint_id, write_interface(place.interface), codec.number(place.pipeline)
+                place.blueprint_id,
+                write_interface(place.interface),
+                codec.number(place.pipeline),
+                target=codec.write_target(place.target),
             )
             self.given += 1
         except (InvalidRequest, NotFound, PreconditionFailed) as error:
@@ -132,26 +136,15 @@ class IdleWork:
     def _failed(self) -> list[Place]:
         """Of the orders this process was given, those that no worker answered."""
         return [
-            Place(record.blueprint_id, read_interface(record.interface), self._target(name), name)
+            Place(record.blueprint_id, read_interface(record.interface), codec.read_target(record.target), name)
             for _, record in self._forge.records()
-            if record.HasField("failure") and not answered(record) and _passes(record)
+            if record.HasField("failure") and not answered(record) and _passes(record) and record.target
             for name in (codec.read_pipeline(record.pipeline),)
         ]
 
-    def _target(self, pipeline: str) -> str:
-        return target_of(pipeline, self._forge.options.target)
-
-    def targets(self) -> dict[str, str]:
+    def targets(self) -> dict[str, tuple[str, ...]]:
         """What each pipeline that can be built here is built for."""
-        return {name: target for name in PIPELINES if _available(target := self._target(name), name)}
-
-
-def _available(target: str, pipeline: str) -> bool:
-    try:
-        check_request(target, pipeline)
-    except Unavailable:
-        return False
-    return True
+        return made_for(self._forge.options.targets)
 
 
 def _passes(record: forge_pb2.CompilationRecord) -> bool:

@@ -18,6 +18,7 @@ from esper.artifact.body import PIPELINES
 from esper.blueprint.interface import Interface
 
 Toolchain = Callable[[str], Mapping[str, str]]
+Targets = Mapping[str, Sequence[str]]
 INTERESTING = 0.5  # least interest that is worth a stronger pipeline
 MOST_FAILURES = 3  # after so many the order waits for a person, or another toolchain
 
@@ -69,9 +70,7 @@ class Obsolete:
     reason: str
 
 
-def renewals(
-    made: Sequence[Made], failed: Iterable[Place], toolchain: Toolchain, targets: Mapping[str, str]
-) -> list[Renewal]:
+def renewals(made: Sequence[Made], failed: Iterable[Place], toolchain: Toolchain, targets: Targets) -> list[Renewal]:
     """Orders, most urgent first. The answer does not depend on the order of `made`.
 
     `toolchain`: of a pipeline, here. `failed`: the place of each order without an answer, each time it was given.
@@ -83,7 +82,7 @@ def renewals(
     wanted = [
         renewal
         for renewal in (*_stronger(made, targets), *_unanswered(failures), *_outdated(made, toolchain))
-        if renewal.place not in closed and targets.get(renewal.place.pipeline) == renewal.place.target
+        if renewal.place not in closed and renewal.place.target in targets.get(renewal.place.pipeline, ())
     ]
     first: dict[Place, Renewal] = {}
     for renewal in sorted(wanted, key=lambda one: (one.cause, _spelled(one.place))):
@@ -108,15 +107,20 @@ def obsolete(made: Sequence[Made]) -> list[Obsolete]:
     ]
 
 
-def _stronger(made: Sequence[Made], targets: Mapping[str, str]) -> Iterator[Renewal]:
+def _stronger(made: Sequence[Made], targets: Targets) -> Iterator[Renewal]:
     tried = {one.place for one in made}
     for one in sorted(made, key=lambda kernel: (-kernel.interest, kernel.artifact_id)):
         if not one.promoted or one.interest < INTERESTING:
             continue
-        beyond = PIPELINES[PIPELINES.index(one.place.pipeline) + 1 :]
-        places = [one.place._replace(pipeline=name, target=targets[name]) for name in beyond if name in targets]
-        if places and not tried & set(places):
-            yield Renewal(places[0], Cause.INTEREST, f"interest {one.interest:.2f}, built by {one.place.pipeline} only")
+        beyond = [name for name in PIPELINES[PIPELINES.index(one.place.pipeline) + 1 :] if name in targets]
+        devices = dict.fromkeys(target for name in beyond for target in targets[name])
+        if one.place.pipeline != PIPELINES[0]:  # which alone makes one kernel for all devices
+            devices = {one.place.target: None}
+        for device in devices:
+            places = [one.place._replace(pipeline=name, target=device) for name in beyond if device in targets[name]]
+            if places and not tried & set(places):
+                why = f"interest {one.interest:.2f}, built by {one.place.pipeline} only"
+                yield Renewal(places[0], Cause.INTEREST, why)
 
 
 def _unanswered(failures: Mapping[Place, int]) -> Iterator[Renewal]:

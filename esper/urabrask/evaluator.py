@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from types import TracebackType
 
+from esper.api.common.v1 import resource_pb2
 from esper.api.common.v1.artifact_pb2 import Attestation
 from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.urabrask.v1 import evaluation_pb2 as pb
@@ -43,6 +44,7 @@ from esper.urabrask.usefulness import Usefulness
 log = logging.getLogger(__name__)
 
 _PENDING, _VALIDATED = library_pb2.KERNEL_STATUS_PENDING_BENCHMARKING, library_pb2.KERNEL_STATUS_VALIDATED
+_MEASURED_HERE = (resource_pb2.TARGET_UNSPECIFIED, resource_pb2.TARGET_CPU)
 # How long a worker has beyond what it gives its child.
 _GRACE_S = 15.0
 
@@ -142,11 +144,15 @@ class Evaluator:
     async def kernel_ready(self, message: forge_pb2.KernelReady) -> pb.Report | None:
         """Evaluate what the forge made. None: the message is of a failed compilation, or the kernel is out of use.
 
-        A kernel that has a verdict is not evaluated again; what followed from the verdict is done if it was not.
+        None as well for a kernel that is for a device: it stays as it is. One that has a verdict is not evaluated
+        again; what followed from the verdict is done if it was not.
         """
         if not message.artifact_id:
             return None
         kernel = await self._kernel(message.artifact_id)
+        if kernel.target not in _MEASURED_HERE:
+            log.info("%s", _needs_device(kernel))
+            return None
         if kernel.status == _PENDING:
             return await self.evaluate(message.artifact_id)
         if kernel.report_name and kernel.status in (_VALIDATED, library_pb2.KERNEL_STATUS_REJECTED):
@@ -167,7 +173,7 @@ class Evaluator:
         return await asyncio.shield(self._open[artifact_id])
 
     async def admit(self, artifact_id: str) -> None:
-        """Raises NotFound, PreconditionFailed (no isolation, or the kernel is out of use) and Exhausted."""
+        """Raises NotFound, PreconditionFailed (no isolation, a kernel out of use or for a device) and Exhausted."""
         if self.options.jailed and not self.isolation.in_force:
             raise PreconditionFailed(
                 "no isolation was proved here, so nothing can be promoted; start the evaluator first"
@@ -178,6 +184,8 @@ class Evaluator:
             raise PreconditionFailed(
                 f"kernels/{artifact_id} is {word}; move it to PENDING_BENCHMARKING to have it evaluated again"
             )
+        if kernel.target not in _MEASURED_HERE:
+            raise PreconditionFailed(_needs_device(kernel))
         if artifact_id not in self._open and self.queued >= self.options.max_queued:
             raise Exhausted(f"{self.queued} kernels wait for evaluation, the limit; send it again later")
 
@@ -279,3 +287,11 @@ class Evaluator:
 
     async def _kernel(self, artifact_id: str) -> library_pb2.Kernel:
         return (await self._library.get_kernel(library_pb2.GetKernelRequest(artifact_id=artifact_id))).kernel
+
+
+def _needs_device(kernel: library_pb2.Kernel) -> str:
+    target = resource_pb2.Target.Name(kernel.target).removeprefix("TARGET_").lower()
+    return (
+        f"kernels/{kernel.artifact_id} is for {target}, and this evaluator measures on the CPU: it says nothing of it; "
+        "for a verdict here order pipeline fast, which makes the CPU's"
+    )

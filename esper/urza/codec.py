@@ -187,6 +187,14 @@ def new_blueprint(request: pb.CreateBlueprintRequest, blueprint_id: str, now_ns:
     )
 
 
+def _waits_for(target: int) -> str:
+    """What a new kernel needs that an evaluation on the CPU cannot give it; empty for the CPU's."""
+    if target in (resource_pb2.TARGET_UNSPECIFIED, resource_pb2.TARGET_CPU):
+        return ""
+    name = resource_pb2.Target.Name(resource_pb2.Target.ValueType(target)).removeprefix("TARGET_").lower()
+    return f"compiled for {name}, not evaluated: promotion needs an evaluation on such a device"
+
+
 def new_kernel(artifact_id: str, body: KernelBody, blueprint: pb.Blueprint, now_ns: int) -> pb.Kernel:
     return pb.Kernel(
         artifact_id=artifact_id,
@@ -195,6 +203,7 @@ def new_kernel(artifact_id: str, body: KernelBody, blueprint: pb.Blueprint, now_
         target=resource_pb2.Target.ValueType(body.target),
         pipeline=body.pipeline,
         status=pb.KERNEL_STATUS_PENDING_BENCHMARKING,
+        status_reason=_waits_for(body.target),
         parameter_count=stored_integer("parameter_count", body.parameter_count),
         forward_flops_per_position=body.forward_flops_per_position,
         create_time=write_time(now_ns),

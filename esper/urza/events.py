@@ -8,9 +8,16 @@ start somebody's work are events.
 
 from dataclasses import dataclass
 
+from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.tezzeret.v1.forge_pb2 import KernelReady
 from esper.api.urabrask.v1.evaluation_pb2 import KernelCharacterized
 from esper.api.urza.v1 import library_pb2 as pb
+
+_PIPELINES = {
+    "fast": forge_pb2.PIPELINE_FAST,
+    "standard": forge_pb2.PIPELINE_STANDARD,
+    "aggressive": forge_pb2.PIPELINE_AGGRESSIVE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,13 @@ class OutboxEvent:
 
 def kernel_ready(kernel: pb.Kernel) -> Event:
     """The kernel is stored and wants evaluation."""
-    message = KernelReady(artifact_id=kernel.artifact_id, blueprint_id=kernel.blueprint_id, interface=kernel.interface)
+    message = KernelReady(
+        artifact_id=kernel.artifact_id,
+        blueprint_id=kernel.blueprint_id,
+        interface=kernel.interface,
+        pipeline=_PIPELINES.get(kernel.pipeline, forge_pb2.PIPELINE_UNSPECIFIED),
+        target=kernel.target,
+    )
     return Event(message.DESCRIPTOR.full_name, message.SerializeToString(deterministic=True))
 
 

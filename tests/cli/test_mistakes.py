@@ -141,6 +141,8 @@ def test_a_mistake_in_a_settings_file_is_named(refused, tmp_path, text, words):
     [
         (("--address", "nonsense"), ("--address must be HOST:PORT", "nonsense")),
         (("--address", "127.0.0.1:99999"), ("--address must be HOST:PORT",)),
+        (("--forge-targets", "cpu,sm90"), ("'sm90' is no target", "the nearest is sm_90", "cpu, sm_80, sm_90, sm_100")),
+        (("--forge-targets", ","), ("'' is no target",)),
         (("--workers", "0"), ("--workers must be >= 1",)),
     ],
     ids=str,

@@ -155,9 +155,10 @@ def test_a_decision_is_explained(command, training):
 def test_the_doctor_finds_the_runtime(command, runtime):
     lines = command("doctor").splitlines()
     found = {line[3:].split()[0]: line for line in lines}
-    assert set(found) == {"python", "torch", "cuda", "ops", "compiler", "broker", "isolation", "runtime"}
+    assert set(found) == {"python", "torch", "cuda", "ops", "compiler", "broker", "isolation", "forge", "runtime"}
     assert found["runtime"].startswith("ok ") and f"SERVING on {runtime.contact.address}" in found["runtime"]
     assert found["broker"].startswith("ok ")
+    assert "kernels for cpu" in found["forge"]
     absent = command("doctor", "--home", "nowhere", home=False).splitlines()
     assert "no runtime runs in nowhere; start one with `esper up --home nowhere`" in absent[-1]
     assert absent[-1].startswith("no ")

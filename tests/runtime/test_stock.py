@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from esper.api.common.v1 import resource_pb2
+from esper.api.tezzeret.v1 import forge_pb2
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact import folder as folder_module
 from esper.artifact.bundle import Artifact
@@ -31,6 +33,7 @@ class Library:
         self.blueprints: dict[str, pb.Blueprint] = {}
         self.ready: list[pb.Kernel] = []
         self.refused: list[pb.Kernel] = []
+        self.for_devices: list[pb.Kernel] = []
         self.downloads: list[str] = []
 
     async def create_blueprint(self, request):
@@ -42,7 +45,11 @@ class Library:
         return pb.ListBlueprintsResponse(blueprints=self.blueprints.values())
 
     async def search_kernels(self, request):
-        found = self.ready if request.status == pb.KERNEL_STATUS_VALIDATED else self.refused
+        assert request.target  # what is for one device must not be taken for what runs on another
+        if request.target != resource_pb2.TARGET_CPU:
+            found = self.for_devices if request.status == pb.KERNEL_STATUS_PENDING_BENCHMARKING else []
+        else:
+            found = self.ready if request.status == pb.KERNEL_STATUS_VALIDATED else self.refused
         return pb.SearchKernelsResponse(matches=[pb.KernelMatch(kernel=kernel) for kernel in found])
 
     async def download_kernel(self, request):
@@ -161,6 +168,29 @@ async def test_a_site_has_every_fitting_blueprint_ordered_that_has_no_kernel_yet
     await stock.order(interface, 0, submit)
     await stock.order(interface, 0, submit)
     assert sorted(orders) == sorted(rest)
+
+
+async def test_a_run_on_a_device_has_the_choice_left_to_the_forge_for_what_is_of_interest(stock, library):
+    await offer_templates(library)
+    dull, keen, there, *rest = library.blueprints
+    library.ready = [
+        pb.Kernel(artifact_id="1" * 64, blueprint_id=dull),
+        pb.Kernel(artifact_id="2" * 64, blueprint_id=keen, interest=0.4),
+        pb.Kernel(artifact_id="3" * 64, blueprint_id=there, interest=0.9),
+    ]
+    library.for_devices = [pb.Kernel(artifact_id="4" * 64, blueprint_id=there)]
+    orders: list[tuple[str, int, int]] = []
+
+    async def submit(submitted):
+        orders.extend((order.blueprint_id, order.pipeline, order.target) for order in submitted)
+
+    interface = write_interface(MAP)
+    await stock.order(interface, 0, submit, resource_pb2.TARGET_SM_90)
+    fast = [(name, forge_pb2.PIPELINE_FAST, resource_pb2.TARGET_CPU) for name in rest]
+    assert sorted(orders) == sorted([*fast, (keen, forge_pb2.PIPELINE_AUTO, resource_pb2.TARGET_SM_90)])
+    orders.clear()
+    await stock.order(interface, 0, submit)
+    assert sorted(orders) == sorted(fast)  # a CPU run orders nothing of it
 
 
 async def test_an_order_that_could_not_be_sent_is_sent_with_the_next_run(stock, library):

@@ -89,7 +89,8 @@ class Library:
 
     async def list_kernels(self, request: pb.ListKernelsRequest) -> pb.ListKernelsResponse:
         await self._answers()
-        newest = list(reversed(self.kernels.values()))
+        wanted = request.blueprint_id
+        newest = [kernel for kernel in reversed(self.kernels.values()) if wanted in ("", kernel.blueprint_id)]
         first, size = int(request.page.token or 0), request.page.size
         token = str(first + size) if first + size < len(newest) else ""
         return pb.ListKernelsResponse(kernels=newest[first : first + size], page=PageReply(next_token=token))

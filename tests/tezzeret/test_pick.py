@@ -1,43 +1,42 @@
-"""Which pipeline a design gets: by its value, what waits, the time left, and what failed before."""
+"""Which pipeline an order gets that leaves the choice to the forge: by interest, load, and what cannot be had."""
 
 import pytest
 
-from esper.tezzeret.pick import Load, Pipelines, pick_pipeline
+from esper.tezzeret.pick import Load, pick_pipeline
 
-IDLE = Load(queued=0, workers=2)
-ALL = Pipelines({"fast": 0.1, "standard": 4.0, "aggressive": 50.0}, {})
+IDLE, BUSY = Load(queued=0, busy=0, workers=4), Load(queued=0, busy=2, workers=4)
 
 
 @pytest.mark.parametrize(
-    ("value", "load", "deadline_s", "picked", "why"),
+    ("interest", "load", "picked", "why"),
     [
-        (1.0, IDLE, 600, "aggressive", "it is the dearest there is"),
-        (0.5, IDLE, 600, "standard", "aggressive: the design's value is 0.5, and it takes 0.8"),
-        (0.0, IDLE, 600, "fast", "aggressive: the design's value is 0"),
-        (1.0, IDLE, 10, "standard", "aggressive: it takes 50 s after 0 s of waiting, and 10 s are left"),
-        (1.0, IDLE, 1, "fast", "aggressive: it takes 50 s"),
-        (1.0, Load(4, 2), 600, "standard", "aggressive: 4 orders wait, and 50 s for each would be over 30 s"),
-        (1.0, Load(100, 2), 600, "fast", "aggressive: 100 orders wait"),
-        (1.0, Load(0, 0), 600, "aggressive", "dearest"),
+        (0.9, IDLE, "aggressive", "interest 0.90 is over 0.7 and load 0% below 30%"),
+        (0.9, Load(0, 1, 4), "aggressive", "load 25% below 30%"),
+        (0.9, Load(1, 1, 4), "standard", "load 50% not below 30%"),
+        (0.9, BUSY, "standard", "interest 0.90 is over 0.7 and load 50% not below 30%"),
+        (0.9, Load(40, 4, 4), "standard", "load 1100%"),
+        (0.7, IDLE, "fast", "interest 0.70 is not over 0.7"),
+        (0.0, IDLE, "fast", "interest 0.00"),
+        (0.9, Load(0, 0, 0), "aggressive", "load 0%"),
     ],
 )
-def test_the_dearest_that_can_be_afforded(value, load, deadline_s, picked, why):
-    name, reason = pick_pipeline(load, value, deadline_s, ALL)
+def test_interest_is_worth_a_dearer_pipeline_and_low_load_the_dearest(interest, load, picked, why):
+    name, reason = pick_pipeline(load, interest, {})
     assert name == picked
     assert why in reason
 
 
-def test_one_failing_pipeline_leaves_the_others_usable():
-    failed = {"standard": "its kernels spill registers", "aggressive": "not built"}
-    assert pick_pipeline(IDLE, 1.0, 600, Pipelines(ALL.seconds, failed)) == ("fast", "aggressive: not built")
-    only_fast = Pipelines(ALL.seconds, {"fast": "TorchScript is gone"})
-    assert pick_pipeline(IDLE, 0.4, 600, only_fast)[0] == "standard"
-    assert pick_pipeline(IDLE, 1.0, 600, Pipelines(ALL.seconds, dict.fromkeys(ALL.seconds, "gone"))) == (
-        None,
-        "aggressive: gone",
-    )
+def test_what_cannot_be_had_is_passed_over_for_the_next_cheaper_and_said():
+    failed = {"aggressive": "this release has none", "standard": "its kernels spill registers"}
+    name, reason = pick_pipeline(IDLE, 0.9, failed)
+    assert name == "fast"
+    assert reason.endswith("not aggressive: this release has none; not standard: its kernels spill registers")
+    assert pick_pipeline(IDLE, 0.9, {"aggressive": "none"})[0] == "standard"
+    assert pick_pipeline(BUSY, 0.9, {"aggressive": "none"}) == pick_pipeline(BUSY, 0.9, {})
+    assert pick_pipeline(IDLE, 0.9, {"standard": "broken"})[0] == "aggressive"
 
 
-def test_a_pipeline_nobody_has_measured_is_not_risked():
-    name, reason = pick_pipeline(IDLE, 1.0, 600, Pipelines({"fast": 0.1, "standard": 4.0}, {}))
-    assert (name, reason) == ("standard", "aggressive: nobody has measured how long it takes")
+def test_something_must_run():
+    every = dict.fromkeys(("fast", "standard", "aggressive"), "gone")
+    assert pick_pipeline(IDLE, 0.9, every)[0] == "fast"
+    assert pick_pipeline(IDLE, 0.1, every)[0] == "fast"

@@ -19,7 +19,7 @@ def kernel(artifact_id="k", place=PLACE, toolchain=NEW, promoted=True, interest=
 
 
 def asked(made, failed=(), pipelines=("fast",), target="cpu"):
-    return orders(made, failed, dict.fromkeys(pipelines, target))
+    return orders(made, failed, dict.fromkeys(pipelines, (target,)))
 
 
 def orders(made, failed, targets):
@@ -31,7 +31,7 @@ def test_a_kernel_of_this_toolchain_is_left_alone():
 
 
 def test_a_promoted_kernel_of_another_toolchain_is_built_again():
-    (one,) = renewals([kernel(toolchain=OLD)], (), lambda _: NEW, {"fast": "cpu"})
+    (one,) = renewals([kernel(toolchain=OLD)], (), lambda _: NEW, {"fast": ("cpu",)})
     assert (one.place, one.cause, one.reason) == (PLACE, Cause.TOOLCHAIN, "built by torch 2.12.0 (not 2.13.0)")
 
 
@@ -70,10 +70,21 @@ def test_interest_goes_before_failures_and_failures_before_age():
 
 
 def test_what_is_interesting_on_the_cpu_is_built_for_the_device_of_the_forge():
-    device = {"fast": "cpu", "standard": "sm_90"}
+    device = {"fast": ("cpu",), "standard": ("sm_90",)}
     standard = PLACE._replace(pipeline="standard", target="sm_90")
     assert orders([kernel(interest=0.6)], (), device) == [(standard, Cause.INTEREST)]
     assert orders([kernel(toolchain=OLD)], (), device) == [(PLACE, Cause.TOOLCHAIN)]
+
+
+def test_every_device_of_the_forge_has_its_own_kernel_of_what_is_interesting():
+    devices = {"fast": ("cpu",), "standard": ("sm_80", "sm_90"), "aggressive": ("sm_80", "sm_90")}
+    first, second = (PLACE._replace(pipeline="standard", target=target) for target in devices["standard"])
+    one = kernel(interest=0.6)
+    assert orders([one], (), devices) == [(first, Cause.INTEREST), (second, Cause.INTEREST)]
+    built = kernel("s", first, promoted=False)
+    assert orders([one, built], (), devices) == [(second, Cause.INTEREST)]
+    stronger = second._replace(pipeline="aggressive")
+    assert orders([kernel("s", second, interest=0.6)], (), devices) == [(stronger, Cause.INTEREST)]
 
 
 def test_another_target_is_another_forge_s():

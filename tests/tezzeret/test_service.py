@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from esper.api.common.v1 import operation_pb2, operation_pb2_grpc
-from esper.api.common.v1.resource_pb2 import PageRequest
+from esper.api.common.v1.resource_pb2 import TARGET_CPU, PageRequest
 from esper.api.tezzeret.v1 import forge_pb2 as pb
 from esper.api.tezzeret.v1 import forge_pb2_grpc as pb_grpc
 from esper.blueprint.codec import write_interface
@@ -72,6 +72,26 @@ async def test_a_compilation_is_an_operation_whose_result_is_the_kernel(wire):
     assert ended.result_name == f"kernels/{artifact}"
     listed = await wire.forge.ListCompilations(pb.ListCompilationsRequest())
     assert [record.operation_name for record in listed.compilations] == [reply.operation.name]
+
+
+async def test_whoever_leaves_the_choice_is_told_what_it_became(wire):
+    blueprint = wire.shop.library.add(TEMPLATES["conv3"].graph)
+    reply = await wire.forge.CreateCompilation(order(blueprint, pipeline=pb.PIPELINE_AUTO, request_id="r1"))
+    assert (reply.pipeline, reply.target) == (pb.PIPELINE_FAST, TARGET_CPU)
+    assert reply.pipeline_reason == "interest 0.00 is not over 0.7"
+    await wire.ended(reply.operation.name)
+    (record,) = (await wire.forge.ListCompilations(pb.ListCompilationsRequest())).compilations
+    assert (record.pipeline, record.target, record.pipeline_reason) == (
+        reply.pipeline, reply.target, reply.pipeline_reason,
+    )  # fmt: skip
+    again = await wire.forge.CreateCompilation(order(blueprint, pipeline=pb.PIPELINE_FAST, request_id="r1"))
+    assert (again.operation.name, again.pipeline_reason) == (reply.operation.name, reply.pipeline_reason)
+    named = await wire.forge.CreateCompilation(order(blueprint))
+    assert (named.pipeline, named.pipeline_reason) == (pb.PIPELINE_FAST, "")
+
+
+async def test_status_says_what_kernels_are_made_for(wire):
+    assert list((await wire.forge.GetForgeStatus(pb.GetForgeStatusRequest())).targets) == [TARGET_CPU]
 
 
 async def test_the_same_request_id_is_the_same_operation(wire):

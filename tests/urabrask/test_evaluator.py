@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from esper.api.common.v1 import resource_pb2
 from esper.api.tezzeret.v1.forge_pb2 import KernelReady
 from esper.api.urza.v1 import library_pb2
 from esper.artifact.attest import PROMOTED
@@ -211,6 +212,18 @@ async def test_messages_that_ask_for_nothing_get_nothing():
         assert await hall.evaluator.kernel_ready(ready(name)) is None
         with pytest.raises(NotFound):
             await hall.evaluator.kernel_ready(ready("f" * 64))
+        assert hall.pool.runs == ["isolation"]
+
+
+async def test_a_kernel_for_a_device_is_left_as_it_is_and_whoever_asks_is_told():
+    async with opened() as hall:
+        artifact_id = await hall.add()
+        hall.library.kernels[artifact_id].target = resource_pb2.TARGET_SM_90
+        assert await hall.evaluator.kernel_ready(ready(artifact_id)) is None
+        with pytest.raises(PreconditionFailed, match="is for sm_90, and this evaluator measures on the CPU"):
+            await hall.evaluator.evaluate(artifact_id)
+        assert hall.library.kernel_status(artifact_id) == "PENDING_BENCHMARKING"
+        assert not hall.library.reports
         assert hall.pool.runs == ["isolation"]
 
 

@@ -1,6 +1,7 @@
 """What the bus is told: one event for each change that starts somebody's work, and none for others."""
 
-from esper.api.tezzeret.v1.forge_pb2 import KernelReady
+from esper.api.common.v1.resource_pb2 import TARGET_CPU
+from esper.api.tezzeret.v1.forge_pb2 import PIPELINE_FAST, KernelReady
 from esper.api.urabrask.v1.evaluation_pb2 import KernelCharacterized
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.urza.events import OutboxEvent
@@ -28,7 +29,15 @@ async def test_a_stored_kernel_wants_evaluation(library: CentralLibrary) -> None
     artifact_id = await add_kernel(library)
     (event,) = await drained(library)
     assert event.event.payload_type == "esper.api.tezzeret.v1.KernelReady"
-    wanted = KernelReady(artifact_id=artifact_id, blueprint_id=identify(graph()), interface=interface())
+    kernel = (await library.get_kernel(pb.GetKernelRequest(artifact_id=artifact_id))).kernel
+    wanted = KernelReady(
+        artifact_id=artifact_id,
+        blueprint_id=identify(graph()),
+        interface=interface(),
+        pipeline=PIPELINE_FAST,
+        target=kernel.target,
+    )
+    assert (kernel.pipeline, kernel.target) == ("fast", TARGET_CPU)
     assert KernelReady.FromString(event.event.payload) == wanted
 
 

@@ -29,7 +29,7 @@ from esper.api.common.v1 import resource_pb2 as esper_dot_api_dot_common_dot_v1_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/api/tezzeret/v1/forge.proto\x12\x15\x65sper.api.tezzeret.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#esper/api/common/v1/interface.proto\x1a#esper/api/common/v1/operation.proto\x1a\"esper/api/common/v1/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x01\n\x12\x42lueprintSubmitted\x12+\n\x0c\x62lueprint_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12?\n\ninterfaces\x18\x02 \x03(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12\x31\n\x08pipeline\x18\x03 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.Pipeline\x12\x1e\n\x0csubmitted_by\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08priority\x18\x05 \x01(\rB\x07\xbaH\x04*\x02\x18\x64\"\xcd\x01\n\x0bKernelReady\x12\x1c\n\x0b\x61rtifact_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12+\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x39\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x06record\x18\x04 \x01(\x0b\x32(.esper.api.tezzeret.v1.CompilationRecord\"\xdc\x03\n\x11\x43ompilationRecord\x12\x16\n\x0eoperation_name\x18\x01 \x01(\t\x12\x14\n\x0c\x62lueprint_id\x18\x02 \x01(\t\x12\x31\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.Interface\x12\x31\n\x08pipeline\x18\x04 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.Pipeline\x12\x13\n\x0b\x61rtifact_id\x18\x05 \x01(\t\x12-\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x1c.esper.api.common.v1.Failure\x12\x0f\n\x07wall_ms\x18\x07 \x01(\x01\x12\x0e\n\x06\x63pu_ms\x18\x08 \x01(\x01\x12\x12\n\npeak_bytes\x18\t \x01(\x04\x12J\n\ttoolchain\x18\n \x03(\x0b\x32\x37.esper.api.tezzeret.v1.CompilationRecord.ToolchainEntry\x12\x0e\n\x06\x63\x61\x63hed\x18\x0b \x01(\x08\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xdd\x01\n\x18\x43reateCompilationRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x39\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12;\n\x08pipeline\x18\x04 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.PipelineB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x80\x01\n\x19\x43reateCompilationResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x31\n\toperation\x18\x02 \x01(\x0b\x32\x1e.esper.api.common.v1.Operation\"\x17\n\x15GetForgeStatusRequest\"\xb8\x01\n\x16GetForgeStatusResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x14\n\x0c\x62usy_workers\x18\x03 \x01(\r\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x11\n\tsucceeded\x18\x05 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x04\x12\x12\n\npublic_key\x18\x07 \x01(\x0c\"h\n\x17ListCompilationsRequest\x12.\n\x04page\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.PageRequest\x12\x1d\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xba\x01\n\x18ListCompilationsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12>\n\x0c\x63ompilations\x18\x02 \x03(\x0b\x32(.esper.api.tezzeret.v1.CompilationRecord\x12,\n\x04page\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.PageReply*g\n\x08Pipeline\x12\x18\n\x14PIPELINE_UNSPECIFIED\x10\x00\x12\x11\n\rPIPELINE_FAST\x10\x01\x12\x15\n\x11PIPELINE_STANDARD\x10\x02\x12\x17\n\x13PIPELINE_AGGRESSIVE\x10\x03\x32\xea\x02\n\x0c\x46orgeService\x12v\n\x11\x43reateCompilation\x12/.esper.api.tezzeret.v1.CreateCompilationRequest\x1a\x30.esper.api.tezzeret.v1.CreateCompilationResponse\x12m\n\x0eGetForgeStatus\x12,.esper.api.tezzeret.v1.GetForgeStatusRequest\x1a-.esper.api.tezzeret.v1.GetForgeStatusResponse\x12s\n\x10ListCompilations\x12..esper.api.tezzeret.v1.ListCompilationsRequest\x1a/.esper.api.tezzeret.v1.ListCompilationsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!esper/api/tezzeret/v1/forge.proto\x12\x15\x65sper.api.tezzeret.v1\x1a\x1b\x62uf/validate/validate.proto\x1a#esper/api/common/v1/interface.proto\x1a#esper/api/common/v1/operation.proto\x1a\"esper/api/common/v1/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n\x12\x42lueprintSubmitted\x12+\n\x0c\x62lueprint_id\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12?\n\ninterfaces\x18\x02 \x03(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12\x31\n\x08pipeline\x18\x03 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.Pipeline\x12\x1e\n\x0csubmitted_by\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08priority\x18\x05 \x01(\rB\x07\xbaH\x04*\x02\x18\x64\x12\x35\n\x06target\x18\x06 \x01(\x0e\x32\x1b.esper.api.common.v1.TargetB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xad\x02\n\x0bKernelReady\x12\x1c\n\x0b\x61rtifact_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12+\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x39\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12\x38\n\x06record\x18\x04 \x01(\x0b\x32(.esper.api.tezzeret.v1.CompilationRecord\x12\x31\n\x08pipeline\x18\x05 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.Pipeline\x12+\n\x06target\x18\x06 \x01(\x0e\x32\x1b.esper.api.common.v1.Target\"\xa2\x04\n\x11\x43ompilationRecord\x12\x16\n\x0eoperation_name\x18\x01 \x01(\t\x12\x14\n\x0c\x62lueprint_id\x18\x02 \x01(\t\x12\x31\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.Interface\x12\x31\n\x08pipeline\x18\x04 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.Pipeline\x12\x13\n\x0b\x61rtifact_id\x18\x05 \x01(\t\x12-\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x1c.esper.api.common.v1.Failure\x12\x0f\n\x07wall_ms\x18\x07 \x01(\x01\x12\x0e\n\x06\x63pu_ms\x18\x08 \x01(\x01\x12\x12\n\npeak_bytes\x18\t \x01(\x04\x12J\n\ttoolchain\x18\n \x03(\x0b\x32\x37.esper.api.tezzeret.v1.CompilationRecord.ToolchainEntry\x12\x0e\n\x06\x63\x61\x63hed\x18\x0b \x01(\x08\x12,\n\x08\x65nd_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06target\x18\r \x01(\x0e\x32\x1b.esper.api.common.v1.Target\x12\x17\n\x0fpipeline_reason\x18\x0e \x01(\t\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x94\x02\n\x18\x43reateCompilationRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12+\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x39\n\tinterface\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.InterfaceB\x06\xbaH\x03\xc8\x01\x01\x12;\n\x08pipeline\x18\x04 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.PipelineB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x35\n\x06target\x18\x05 \x01(\x0e\x32\x1b.esper.api.common.v1.TargetB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xf9\x01\n\x19\x43reateCompilationResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x31\n\toperation\x18\x02 \x01(\x0b\x32\x1e.esper.api.common.v1.Operation\x12\x31\n\x08pipeline\x18\x03 \x01(\x0e\x32\x1f.esper.api.tezzeret.v1.Pipeline\x12\x17\n\x0fpipeline_reason\x18\x04 \x01(\t\x12+\n\x06target\x18\x05 \x01(\x0e\x32\x1b.esper.api.common.v1.Target\"\x17\n\x15GetForgeStatusRequest\"\xe6\x01\n\x16GetForgeStatusResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x14\n\x0c\x62usy_workers\x18\x03 \x01(\r\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x11\n\tsucceeded\x18\x05 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x04\x12\x12\n\npublic_key\x18\x07 \x01(\x0c\x12,\n\x07targets\x18\x08 \x03(\x0e\x32\x1b.esper.api.common.v1.Target\"h\n\x17ListCompilationsRequest\x12.\n\x04page\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.PageRequest\x12\x1d\n\x0c\x62lueprint_id\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"\xba\x01\n\x18ListCompilationsResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32 .esper.api.common.v1.ReplyHeader\x12>\n\x0c\x63ompilations\x18\x02 \x03(\x0b\x32(.esper.api.tezzeret.v1.CompilationRecord\x12,\n\x04page\x18\x03 \x01(\x0b\x32\x1e.esper.api.common.v1.PageReply*z\n\x08Pipeline\x12\x18\n\x14PIPELINE_UNSPECIFIED\x10\x00\x12\x11\n\rPIPELINE_FAST\x10\x01\x12\x15\n\x11PIPELINE_STANDARD\x10\x02\x12\x17\n\x13PIPELINE_AGGRESSIVE\x10\x03\x12\x11\n\rPIPELINE_AUTO\x10\x04\x32\xea\x02\n\x0c\x46orgeService\x12v\n\x11\x43reateCompilation\x12/.esper.api.tezzeret.v1.CreateCompilationRequest\x1a\x30.esper.api.tezzeret.v1.CreateCompilationResponse\x12m\n\x0eGetForgeStatus\x12,.esper.api.tezzeret.v1.GetForgeStatusRequest\x1a-.esper.api.tezzeret.v1.GetForgeStatusResponse\x12s\n\x10ListCompilations\x12..esper.api.tezzeret.v1.ListCompilationsRequest\x1a/.esper.api.tezzeret.v1.ListCompilationsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLUEPRINTSUBMITTED'].fields_by_name['submitted_by']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_BLUEPRINTSUBMITTED'].fields_by_name['priority']._loaded_options = None
   _globals['_BLUEPRINTSUBMITTED'].fields_by_name['priority']._serialized_options = b'\272H\004*\002\030d'
+  _globals['_BLUEPRINTSUBMITTED'].fields_by_name['target']._loaded_options = None
+  _globals['_BLUEPRINTSUBMITTED'].fields_by_name['target']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_KERNELREADY'].fields_by_name['artifact_id']._loaded_options = None
   _globals['_KERNELREADY'].fields_by_name['artifact_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_KERNELREADY'].fields_by_name['blueprint_id']._loaded_options = None
@@ -60,30 +62,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATECOMPILATIONREQUEST'].fields_by_name['interface']._serialized_options = b'\272H\003\310\001\001'
   _globals['_CREATECOMPILATIONREQUEST'].fields_by_name['pipeline']._loaded_options = None
   _globals['_CREATECOMPILATIONREQUEST'].fields_by_name['pipeline']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_CREATECOMPILATIONREQUEST'].fields_by_name['target']._loaded_options = None
+  _globals['_CREATECOMPILATIONREQUEST'].fields_by_name['target']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTCOMPILATIONSREQUEST'].fields_by_name['blueprint_id']._loaded_options = None
   _globals['_LISTCOMPILATIONSREQUEST'].fields_by_name['blueprint_id']._serialized_options = b'\272H\004r\002\030@'
-  _globals['_PIPELINE']._serialized_start=2024
-  _globals['_PIPELINE']._serialized_end=2127
+  _globals['_PIPELINE']._serialized_start=2467
+  _globals['_PIPELINE']._serialized_end=2589
   _globals['_BLUEPRINTSUBMITTED']._serialized_start=233
-  _globals['_BLUEPRINTSUBMITTED']._serialized_end=473
-  _globals['_KERNELREADY']._serialized_start=476
-  _globals['_KERNELREADY']._serialized_end=681
-  _globals['_COMPILATIONRECORD']._serialized_start=684
-  _globals['_COMPILATIONRECORD']._serialized_end=1160
-  _globals['_COMPILATIONRECORD_TOOLCHAINENTRY']._serialized_start=1112
-  _globals['_COMPILATIONRECORD_TOOLCHAINENTRY']._serialized_end=1160
-  _globals['_CREATECOMPILATIONREQUEST']._serialized_start=1163
-  _globals['_CREATECOMPILATIONREQUEST']._serialized_end=1384
-  _globals['_CREATECOMPILATIONRESPONSE']._serialized_start=1387
-  _globals['_CREATECOMPILATIONRESPONSE']._serialized_end=1515
-  _globals['_GETFORGESTATUSREQUEST']._serialized_start=1517
-  _globals['_GETFORGESTATUSREQUEST']._serialized_end=1540
-  _globals['_GETFORGESTATUSRESPONSE']._serialized_start=1543
-  _globals['_GETFORGESTATUSRESPONSE']._serialized_end=1727
-  _globals['_LISTCOMPILATIONSREQUEST']._serialized_start=1729
-  _globals['_LISTCOMPILATIONSREQUEST']._serialized_end=1833
-  _globals['_LISTCOMPILATIONSRESPONSE']._serialized_start=1836
-  _globals['_LISTCOMPILATIONSRESPONSE']._serialized_end=2022
-  _globals['_FORGESERVICE']._serialized_start=2130
-  _globals['_FORGESERVICE']._serialized_end=2492
+  _globals['_BLUEPRINTSUBMITTED']._serialized_end=528
+  _globals['_KERNELREADY']._serialized_start=531
+  _globals['_KERNELREADY']._serialized_end=832
+  _globals['_COMPILATIONRECORD']._serialized_start=835
+  _globals['_COMPILATIONRECORD']._serialized_end=1381
+  _globals['_COMPILATIONRECORD_TOOLCHAINENTRY']._serialized_start=1333
+  _globals['_COMPILATIONRECORD_TOOLCHAINENTRY']._serialized_end=1381
+  _globals['_CREATECOMPILATIONREQUEST']._serialized_start=1384
+  _globals['_CREATECOMPILATIONREQUEST']._serialized_end=1660
+  _globals['_CREATECOMPILATIONRESPONSE']._serialized_start=1663
+  _globals['_CREATECOMPILATIONRESPONSE']._serialized_end=1912
+  _globals['_GETFORGESTATUSREQUEST']._serialized_start=1914
+  _globals['_GETFORGESTATUSREQUEST']._serialized_end=1937
+  _globals['_GETFORGESTATUSRESPONSE']._serialized_start=1940
+  _globals['_GETFORGESTATUSRESPONSE']._serialized_end=2170
+  _globals['_LISTCOMPILATIONSREQUEST']._serialized_start=2172
+  _globals['_LISTCOMPILATIONSREQUEST']._serialized_end=2276
+  _globals['_LISTCOMPILATIONSRESPONSE']._serialized_start=2279
+  _globals['_LISTCOMPILATIONSRESPONSE']._serialized_end=2465
+  _globals['_FORGESERVICE']._serialized_start=2592
+  _globals['_FORGESERVICE']._serialized_end=2954
 # @@protoc_insertion_point(module_scope)

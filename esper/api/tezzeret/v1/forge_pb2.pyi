@@ -37,6 +37,14 @@ class _PipelineEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """Adds Triton kernels and a torch.export graph."""
     PIPELINE_AGGRESSIVE: _Pipeline.ValueType  # 3
     """Adds a search over launch parameters."""
+    PIPELINE_AUTO: _Pipeline.ValueType  # 4
+    """The forge chooses when it takes the order. A blueprint with a kernel of interest over 0.7
+    gets the most thorough pipeline while the orders that wait and are worked on are fewer than
+    30 % of the workers, and STANDARD above that; every other blueprint gets FAST. A pipeline
+    that this forge does not have for the target, or that failed for the same order, is passed
+    over for the next cheaper one. The record says which it was and why; it never says AUTO,
+    unless the order was refused before the choice.
+    """
 
 class Pipeline(_Pipeline, metaclass=_PipelineEnumTypeWrapper):
     """How much work goes into a kernel."""
@@ -49,6 +57,14 @@ PIPELINE_STANDARD: Pipeline.ValueType  # 2
 """Adds Triton kernels and a torch.export graph."""
 PIPELINE_AGGRESSIVE: Pipeline.ValueType  # 3
 """Adds a search over launch parameters."""
+PIPELINE_AUTO: Pipeline.ValueType  # 4
+"""The forge chooses when it takes the order. A blueprint with a kernel of interest over 0.7
+gets the most thorough pipeline while the orders that wait and are worked on are fewer than
+30 % of the workers, and STANDARD above that; every other blueprint gets FAST. A pipeline
+that this forge does not have for the target, or that failed for the same order, is passed
+over for the next cheaper one. The record says which it was and why; it never says AUTO,
+unless the order was refused before the choice.
+"""
 global___Pipeline = Pipeline
 
 @typing.final
@@ -62,6 +78,7 @@ class BlueprintSubmitted(google.protobuf.message.Message):
     PIPELINE_FIELD_NUMBER: builtins.int
     SUBMITTED_BY_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
     blueprint_id: builtins.str
     """Which blueprint."""
     pipeline: global___Pipeline.ValueType
@@ -70,6 +87,10 @@ class BlueprintSubmitted(google.protobuf.message.Message):
     """Who asks: "tamiyo", "karn", or a person."""
     priority: builtins.int
     """Higher is sooner; 0 is normal, 100 is highest."""
+    target: esper.api.common.v1.resource_pb2.Target.ValueType
+    """For which device. FAST makes TorchScript, which counts as the CPU's, whatever is said here.
+    UNSPECIFIED: the first device that the forge makes kernels for.
+    """
     @property
     def interfaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[esper.api.common.v1.interface_pb2.Interface]:
         """For which interfaces. 1 to 256."""
@@ -82,8 +103,9 @@ class BlueprintSubmitted(google.protobuf.message.Message):
         pipeline: global___Pipeline.ValueType = ...,
         submitted_by: builtins.str = ...,
         priority: builtins.int = ...,
+        target: esper.api.common.v1.resource_pb2.Target.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "interfaces", b"interfaces", "pipeline", b"pipeline", "priority", b"priority", "submitted_by", b"submitted_by"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "interfaces", b"interfaces", "pipeline", b"pipeline", "priority", b"priority", "submitted_by", b"submitted_by", "target", b"target"]) -> None: ...
 
 global___BlueprintSubmitted = BlueprintSubmitted
 
@@ -99,10 +121,16 @@ class KernelReady(google.protobuf.message.Message):
     BLUEPRINT_ID_FIELD_NUMBER: builtins.int
     INTERFACE_FIELD_NUMBER: builtins.int
     RECORD_FIELD_NUMBER: builtins.int
+    PIPELINE_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
     artifact_id: builtins.str
     """The kernel. Empty: the compilation failed."""
     blueprint_id: builtins.str
     """What it was compiled from."""
+    pipeline: global___Pipeline.ValueType
+    """How the kernel was made. UNSPECIFIED: there is none, or its maker's word for it is not known here."""
+    target: esper.api.common.v1.resource_pb2.Target.ValueType
+    """Where it runs. UNSPECIFIED: there is none."""
     @property
     def interface(self) -> esper.api.common.v1.interface_pb2.Interface:
         """What it was compiled for."""
@@ -118,9 +146,11 @@ class KernelReady(google.protobuf.message.Message):
         blueprint_id: builtins.str = ...,
         interface: esper.api.common.v1.interface_pb2.Interface | None = ...,
         record: global___CompilationRecord | None = ...,
+        pipeline: global___Pipeline.ValueType = ...,
+        target: esper.api.common.v1.resource_pb2.Target.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["interface", b"interface", "record", b"record"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "interface", b"interface", "record", b"record"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "interface", b"interface", "pipeline", b"pipeline", "record", b"record", "target", b"target"]) -> None: ...
 
 global___KernelReady = KernelReady
 
@@ -158,12 +188,14 @@ class CompilationRecord(google.protobuf.message.Message):
     TOOLCHAIN_FIELD_NUMBER: builtins.int
     CACHED_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    PIPELINE_REASON_FIELD_NUMBER: builtins.int
     operation_name: builtins.str
     """Operation it belonged to."""
     blueprint_id: builtins.str
     """What was compiled."""
     pipeline: global___Pipeline.ValueType
-    """How."""
+    """How: the pipeline that was used, also where the order said AUTO."""
     artifact_id: builtins.str
     """The kernel. Empty: it failed."""
     wall_ms: builtins.float
@@ -174,6 +206,10 @@ class CompilationRecord(google.protobuf.message.Message):
     """Peak resident bytes of the worker."""
     cached: builtins.bool
     """True: an equal request had been served before, nothing was compiled."""
+    target: esper.api.common.v1.resource_pb2.Target.ValueType
+    """For which device. UNSPECIFIED: it was refused before that was settled."""
+    pipeline_reason: builtins.str
+    """Why this pipeline, in one line. Empty: the order named it."""
     @property
     def interface(self) -> esper.api.common.v1.interface_pb2.Interface:
         """For what."""
@@ -205,9 +241,11 @@ class CompilationRecord(google.protobuf.message.Message):
         toolchain: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         cached: builtins.bool = ...,
         end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        target: esper.api.common.v1.resource_pb2.Target.ValueType = ...,
+        pipeline_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["end_time", b"end_time", "failure", b"failure", "interface", b"interface"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "cached", b"cached", "cpu_ms", b"cpu_ms", "end_time", b"end_time", "failure", b"failure", "interface", b"interface", "operation_name", b"operation_name", "peak_bytes", b"peak_bytes", "pipeline", b"pipeline", "toolchain", b"toolchain", "wall_ms", b"wall_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact_id", b"artifact_id", "blueprint_id", b"blueprint_id", "cached", b"cached", "cpu_ms", b"cpu_ms", "end_time", b"end_time", "failure", b"failure", "interface", b"interface", "operation_name", b"operation_name", "peak_bytes", b"peak_bytes", "pipeline", b"pipeline", "pipeline_reason", b"pipeline_reason", "target", b"target", "toolchain", b"toolchain", "wall_ms", b"wall_ms"]) -> None: ...
 
 global___CompilationRecord = CompilationRecord
 
@@ -221,12 +259,17 @@ class CreateCompilationRequest(google.protobuf.message.Message):
     BLUEPRINT_ID_FIELD_NUMBER: builtins.int
     INTERFACE_FIELD_NUMBER: builtins.int
     PIPELINE_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """The same id sent again returns the first reply."""
     blueprint_id: builtins.str
     """Which blueprint."""
     pipeline: global___Pipeline.ValueType
     """How much work."""
+    target: esper.api.common.v1.resource_pb2.Target.ValueType
+    """For which device. FAST makes TorchScript, which counts as the CPU's, whatever is said here.
+    UNSPECIFIED: the first device that the forge makes kernels for.
+    """
     @property
     def interface(self) -> esper.api.common.v1.interface_pb2.Interface:
         """For what."""
@@ -238,9 +281,10 @@ class CreateCompilationRequest(google.protobuf.message.Message):
         blueprint_id: builtins.str = ...,
         interface: esper.api.common.v1.interface_pb2.Interface | None = ...,
         pipeline: global___Pipeline.ValueType = ...,
+        target: esper.api.common.v1.resource_pb2.Target.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["interface", b"interface"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "interface", b"interface", "pipeline", b"pipeline", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blueprint_id", b"blueprint_id", "interface", b"interface", "pipeline", b"pipeline", "request_id", b"request_id", "target", b"target"]) -> None: ...
 
 global___CreateCompilationRequest = CreateCompilationRequest
 
@@ -252,6 +296,15 @@ class CreateCompilationResponse(google.protobuf.message.Message):
 
     HEADER_FIELD_NUMBER: builtins.int
     OPERATION_FIELD_NUMBER: builtins.int
+    PIPELINE_FIELD_NUMBER: builtins.int
+    PIPELINE_REASON_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    pipeline: global___Pipeline.ValueType
+    """The pipeline it is compiled by; where the request said AUTO, the one that was chosen."""
+    pipeline_reason: builtins.str
+    """Why this pipeline, in one line. Empty: the request named it."""
+    target: esper.api.common.v1.resource_pb2.Target.ValueType
+    """The device it is compiled for."""
     @property
     def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
         """Store position."""
@@ -265,9 +318,12 @@ class CreateCompilationResponse(google.protobuf.message.Message):
         *,
         header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
         operation: esper.api.common.v1.operation_pb2.Operation | None = ...,
+        pipeline: global___Pipeline.ValueType = ...,
+        pipeline_reason: builtins.str = ...,
+        target: esper.api.common.v1.resource_pb2.Target.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["header", b"header", "operation", b"operation"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["header", b"header", "operation", b"operation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "operation", b"operation", "pipeline", b"pipeline", "pipeline_reason", b"pipeline_reason", "target", b"target"]) -> None: ...
 
 global___CreateCompilationResponse = CreateCompilationResponse
 
@@ -296,6 +352,7 @@ class GetForgeStatusResponse(google.protobuf.message.Message):
     SUCCEEDED_FIELD_NUMBER: builtins.int
     FAILED_FIELD_NUMBER: builtins.int
     PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    TARGETS_FIELD_NUMBER: builtins.int
     queued: builtins.int
     """Requests waiting."""
     busy_workers: builtins.int
@@ -312,6 +369,10 @@ class GetForgeStatusResponse(google.protobuf.message.Message):
     def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
         """Store position."""
 
+    @property
+    def targets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[esper.api.common.v1.resource_pb2.Target.ValueType]:
+        """What the forge makes kernels for, in the order of its settings. Empty: it does not say."""
+
     def __init__(
         self,
         *,
@@ -322,9 +383,10 @@ class GetForgeStatusResponse(google.protobuf.message.Message):
         succeeded: builtins.int = ...,
         failed: builtins.int = ...,
         public_key: builtins.bytes = ...,
+        targets: collections.abc.Iterable[esper.api.common.v1.resource_pb2.Target.ValueType] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["busy_workers", b"busy_workers", "failed", b"failed", "header", b"header", "public_key", b"public_key", "queued", b"queued", "succeeded", b"succeeded", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["busy_workers", b"busy_workers", "failed", b"failed", "header", b"header", "public_key", b"public_key", "queued", b"queued", "succeeded", b"succeeded", "targets", b"targets", "workers", b"workers"]) -> None: ...
 
 global___GetForgeStatusResponse = GetForgeStatusResponse
 

@@ -62,6 +62,7 @@ class ForgeServiceServicer(object):
 
         NOT_FOUND: no such blueprint. INVALID_ARGUMENT: the blueprint cannot be lowered for
         the interface; the message says which rule. RESOURCE_EXHAUSTED: the queue is full.
+        UNAVAILABLE: this forge does not have the pipeline for the target; AUTO is never refused so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

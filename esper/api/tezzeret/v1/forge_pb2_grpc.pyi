@@ -30,6 +30,7 @@ class ForgeServiceStub:
 
     NOT_FOUND: no such blueprint. INVALID_ARGUMENT: the blueprint cannot be lowered for
     the interface; the message says which rule. RESOURCE_EXHAUSTED: the queue is full.
+    UNAVAILABLE: this forge does not have the pipeline for the target; AUTO is never refused so.
     """
 
     GetForgeStatus: grpc.UnaryUnaryMultiCallable[
@@ -62,6 +63,7 @@ class ForgeServiceAsyncStub:
 
     NOT_FOUND: no such blueprint. INVALID_ARGUMENT: the blueprint cannot be lowered for
     the interface; the message says which rule. RESOURCE_EXHAUSTED: the queue is full.
+    UNAVAILABLE: this forge does not have the pipeline for the target; AUTO is never refused so.
     """
 
     GetForgeStatus: grpc.aio.UnaryUnaryMultiCallable[
@@ -96,6 +98,7 @@ class ForgeServiceServicer(metaclass=abc.ABCMeta):
 
         NOT_FOUND: no such blueprint. INVALID_ARGUMENT: the blueprint cannot be lowered for
         the interface; the message says which rule. RESOURCE_EXHAUSTED: the queue is full.
+        UNAVAILABLE: this forge does not have the pipeline for the target; AUTO is never refused so.
         """
 
     @abc.abstractmethod

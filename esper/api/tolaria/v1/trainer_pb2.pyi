@@ -206,6 +206,7 @@ class Hello(google.protobuf.message.Message):
     DETERMINISTIC_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
     RESUMED_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
     run_id: builtins.str
     """The run."""
     task_name: builtins.str
@@ -224,6 +225,8 @@ class Hello(google.protobuf.message.Message):
     """Random name of this trainer process; another one may be attached only after it has gone."""
     resumed: builtins.bool
     """True: the run goes on from a checkpoint. False: it begins, and its id must be new here."""
+    target: esper.api.common.v1.resource_pb2.Target.ValueType
+    """What kernels for the trainer's device are compiled for. UNSPECIFIED: not said, taken as the CPU."""
     @property
     def task(self) -> esper.api.common.v1.training_pb2.TaskReference:
         """How to make its model elsewhere. Unset: nothing is importable."""
@@ -261,9 +264,10 @@ class Hello(google.protobuf.message.Message):
         deterministic: builtins.bool = ...,
         session: builtins.str = ...,
         resumed: builtins.bool = ...,
+        target: esper.api.common.v1.resource_pb2.Target.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["budget", b"budget", "settings", b"settings", "task", b"task"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["budget", b"budget", "deterministic", b"deterministic", "directory", b"directory", "last_command_sequence", b"last_command_sequence", "random_seed", b"random_seed", "resumed", b"resumed", "run_id", b"run_id", "session", b"session", "settings", b"settings", "sites", b"sites", "task", b"task", "task_name", b"task_name", "total_steps", b"total_steps", "versions", b"versions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "deterministic", b"deterministic", "directory", b"directory", "last_command_sequence", b"last_command_sequence", "random_seed", b"random_seed", "resumed", b"resumed", "run_id", b"run_id", "session", b"session", "settings", b"settings", "sites", b"sites", "target", b"target", "task", b"task", "task_name", b"task_name", "total_steps", b"total_steps", "versions", b"versions"]) -> None: ...
 
 global___Hello = Hello
 
