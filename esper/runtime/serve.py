@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from esper.errors import InvalidConfig
 from esper.nissa.metrics import Metrics
 from esper.oona.broker import Broker, BrokerOptions
@@ -83,6 +85,7 @@ async def serve(options: ServeOptions, *, say: Callable[[str], None] = print) ->
     isolation cannot be had; each names its remedy.
     """
     home = Home(options.home)
+    torch.set_num_threads(1)  # what the components compute must not take the cores that training has
     if os.environ.get("ESPER_PARENT"):
         die_with_parent()
     stopping = _stop_event()
