@@ -41,7 +41,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", default=".esper", help="folder of the runtime (default .esper)")
     parser.add_argument("--address", default="127.0.0.1:0", help="where to listen; port 0 takes a free one")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="serve Prometheus metrics there, over HTTP")
-    parser.add_argument("--workers", type=int, default=2, help="jobs at a time of forge and evaluation, and of the nursery")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="jobs at a time of forge and evaluation, and of the nursery"
+    )
 
 
 def run_up(options: argparse.Namespace) -> int:

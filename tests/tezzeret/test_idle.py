@@ -117,7 +117,7 @@ async def test_a_kernel_whose_body_changed_is_passed_over(monkeypatch, caplog):
 def test_a_forge_for_a_device_makes_fast_for_the_cpu_beside():
     pytest.importorskip("triton")
     on = Shop(ForgeOptions(target="sm_90"))
-    assert IdleWork(on.forge, on.library).targets() == {"fast": "cpu", "standard": "sm_90"}
+    assert IdleWork(on.forge, on.library).targets() == {"fast": "cpu", "standard": "sm_90", "aggressive": "sm_90"}
     here = Shop()
     assert IdleWork(here.forge, here.library).targets() == {"fast": "cpu"}
 
