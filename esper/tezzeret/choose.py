@@ -37,11 +37,12 @@ class Weighed:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`by`: "model" or "timer". `not_timed`: why a timer that was given had no word."""
+    """`by`: "model" or "timer". `seconds`: what a timer measured; `not_timed`: why one that was given did not."""
 
     tile: Tile
     by: str
     reason: str
+    seconds: tuple[tuple[Tile, float], ...] = ()
     not_timed: str = ""
 
 
@@ -70,16 +71,18 @@ def choose(
     ordered: Sequence[tuple[Tile, float]], standard: Tile, seconds: Mapping[Tile, float] | None = None
 ) -> Choice:
     """The first of `ordered`, or the fastest by `seconds` where a timer gave them; standard's, where that is a tie."""
-    by, figures = ("timer", dict(seconds)) if seconds else ("model", dict(ordered))
-    best = min(figures, key=lambda tile: (figures[tile], _apart(tile, standard), tile)) if seconds else ordered[0][0]
+    measured = tuple(sorted((seconds or {}).items()))
+    by, figures = ("timer", dict(measured)) if measured else ("model", dict(ordered))
+    best = min(measured, key=lambda one: (one[1], _apart(one[0], standard)))[0] if measured else ordered[0][0]
     if best == standard:
-        return Choice(standard, by, "no other is faster")
+        return Choice(standard, by, "no other is faster", measured)
     if standard not in figures:
-        return Choice(best, by, "standard's own tile may not be used")
+        return Choice(best, by, "standard's own tile may not be used", measured)
     gain = 1 - figures[best] / figures[standard]
     if gain < LEAST_GAIN:
-        return Choice(standard, by, f"the best other is faster by {gain:.1%}, which is a tie below {LEAST_GAIN:.0%}")
-    return Choice(best, by, f"it is faster than standard's tile by {gain:.1%}")
+        reason = f"the best other is faster by {gain:.1%}, which is a tie below {LEAST_GAIN:.0%}"
+        return Choice(standard, by, reason, measured)
+    return Choice(best, by, f"it is faster than standard's tile by {gain:.1%}", measured)
 
 
 def _apart(tile: Tile, standard: Tile) -> int:

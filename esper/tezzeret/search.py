@@ -162,6 +162,10 @@ def _written(region: Region, weighed: Sequence[Weighed], choice: Choice) -> dict
         "positions": choice.tile.rows,
         "reason": choice.reason,
         "region": region.number,
+        "timed": [
+            {"ns": round(seconds * 1e9), "positions": tile.rows, "warps": list(tile.warps)}
+            for tile, seconds in choice.seconds
+        ],
         "warps": list(choice.tile.warps),
     }
 
