@@ -1,6 +1,6 @@
 """Timing on a device: what the process is asked, that its launches are the kernels', and what it says without a device.
 
-What a device measures is in tests/gpu/test_tile_timing_gpu.py.
+What a device measures is in tests/gpu/test_tile_timing.py.
 """
 
 import json
