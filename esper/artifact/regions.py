@@ -14,6 +14,7 @@ from esper.blueprint.signature import Extent
 from esper.errors import Corrupt, InvalidRequest
 
 REGIONS = "triton/regions.json"
+SEARCH = "triton/search.json"  # for people; nothing here reads it
 MAX_REGIONS = 64
 MAX_REGIONS_BYTES = 1 << 18
 MAX_METADATA_BYTES = 1 << 16

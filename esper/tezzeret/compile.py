@@ -21,12 +21,13 @@ from esper.blueprint.interface import Interface
 from esper.blueprint.ir import VERSION, Graph
 from esper.blueprint.lower import Lowered, lower
 from esper.blueprint.plan import plan
-from esper.errors import InvalidBlueprint, InvalidRequest, Unavailable
+from esper.errors import InvalidBlueprint, InvalidRequest, KernelFault, Unavailable
 from esper.tezzeret.check import CostLimits, check
 from esper.tezzeret.exported import export_graph
 from esper.tezzeret.interpreted import check_interpreted
 from esper.tezzeret.kernels import MACHINE_CODE, machine_code_files, source_files, triton_version
 from esper.tezzeret.regions import find_regions
+from esper.tezzeret.search import Timer, search
 
 # Raised with every change to what the forge makes of the same blueprint.
 RECIPE = "1"
@@ -77,9 +78,11 @@ def build(
     target: str,
     pipeline: str,
     limits: CostLimits = CostLimits(),  # noqa: B008  frozen
+    timer: Timer | None = None,
 ) -> Artifact:
     """check -> lower -> emit -> TorchScript -> compare with the reference; not signed. standard: then Triton kernels.
 
+    aggressive: standard's kernels, of which it chooses the tiles; `timer` may have the word on the best of them.
     Raises InvalidBlueprint (the static check, with every reason), Unavailable (a pipeline or target this
     release does not build for) and KernelFault (the compiled form is not the reference).
     """
@@ -95,19 +98,29 @@ def build(
         WEIGHTS: write_weights_file(module.state_dict()),
         MODULE: script,
     }
-    if pipeline == "standard":
-        files |= _standard_files(module, files[GRAPH], target)
+    if pipeline != "fast":
+        files[EXPORTED] = export_graph(module)
+        try:
+            files |= _kernel_files(module, files[GRAPH], target, pipeline, timer)
+        except KernelFault as error:
+            raise KernelFault(f"pipeline {pipeline}: {error}") from error
     return bundle(_body(module, target, pipeline), files)
 
 
-def _standard_files(module: Lowered, graph_file: bytes, target: str) -> dict[str, bytes]:
-    """graph.pt2, and source, description and machine code of the regions' kernels, compared with the reference."""
+def _kernel_files(
+    module: Lowered, graph_file: bytes, target: str, pipeline: str, timer: Timer | None
+) -> dict[str, bytes]:
+    """Source, description and machine code of the regions' kernels, compared with the reference in their tiles."""
     concrete = plan(module.graph, module.interface)
     regions, _ = find_regions(concrete)
     sources = source_files(regions, concrete)
+    if pipeline == "aggressive":
+        files = {**sources, **search(regions, concrete, sources, target, timer)}
+    else:
+        files = {**sources, **machine_code_files(regions, concrete, sources, target)}
     if regions:
-        check_interpreted({GRAPH: graph_file, **sources}, module.interface)
-    return {EXPORTED: export_graph(module), **sources, **machine_code_files(regions, concrete, sources, target)}
+        check_interpreted({GRAPH: graph_file, **files}, module.interface)
+    return files
 
 
 def target_of(pipeline: str, target: str) -> str:
@@ -122,16 +135,15 @@ def check_request(target: str, pipeline: str) -> None:
             f"pipeline {pipeline!r} for target {target!r}: pipelines are {', '.join(PIPELINES)}; "
             f"targets are {', '.join(TARGETS)}"
         )
-    if pipeline == "aggressive":
+    if pipeline != "fast" and target not in MACHINE_CODE:
+        runs_on = ", ".join(MACHINE_CODE)
         raise Unavailable(
-            "pipeline aggressive searches for kernels, and this release does not; ask for fast or standard"
+            f"pipeline {pipeline} makes Triton kernels, which run on {runs_on}; for {target} ask for fast"
         )
-    if pipeline == "standard" and target not in MACHINE_CODE:
+    if pipeline != "fast" and not triton_version():
         raise Unavailable(
-            f"pipeline standard makes Triton kernels, which run on {', '.join(MACHINE_CODE)}; for {target} ask for fast"
+            f"pipeline {pipeline} needs Triton: pip install 'esper[triton]' for the forge, or ask for fast"
         )
-    if pipeline == "standard" and not triton_version():
-        raise Unavailable("pipeline standard needs Triton: pip install 'esper[triton]' for the forge, or ask for fast")
     if pipeline == "fast" and target != "cpu":
         raise Unavailable(
             f"pipeline fast makes no kernels for {target}; ask for cpu: it makes TorchScript, which runs wherever its "

@@ -21,6 +21,7 @@ from esper.errors import EsperError
 from esper.tezzeret import codec
 from esper.tezzeret.compile import build, reference, toolchain
 from esper.tezzeret.exported import export_graph
+from esper.tezzeret.timed import device_timer
 
 KIND = "compile"
 
@@ -32,7 +33,8 @@ def compile_job(payload: bytes, _emit: Callable[[bytes], None] = lambda _part: N
     record = codec.new_record(order.blueprint_id, write_interface(order.interface), codec.number(order.pipeline))
     artifact: Artifact | None = None
     try:
-        artifact = build(order.graph, order.interface, order.target, order.pipeline, order.limits)
+        timer = device_timer(order.target) if order.pipeline == "aggressive" else None
+        artifact = build(order.graph, order.interface, order.target, order.pipeline, order.limits, timer)
         record.artifact_id = artifact.artifact_id
     except EsperError as error:
         record.failure.CopyFrom(codec.write_failure(error))

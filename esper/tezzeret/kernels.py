@@ -4,8 +4,6 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,11 +17,11 @@ from esper.artifact import canonical_json
 from esper.artifact.regions import PASSES, REGIONS, Region, write_regions
 from esper.blueprint.plan import Plan
 from esper.errors import KernelFault
+from esper.tezzeret.resources import Resources, read_resources, why_bad
 from esper.tezzeret.triton_source import arguments, triton_source
 
 MACHINE_CODE = {"sm_80": "cubin", "sm_90": "cubin", "sm_100": "cubin", "gfx942": "hsaco"}
 _TRITON_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_WIDE = {"cuda": r"ld\.global\S*\.(?:v4\.b32|v2\.b64)", "hip": r"(?:global|buffer)_load_dwordx[24]"}
 _ACCESS_BYTES = 16
 _ELEMENTS_PER_WARP = 256  # 8 of each of 32 threads
 
@@ -55,7 +53,11 @@ def machine_code_files(
         for region in regions:
             module = module_of(sources[region.source], Path(folder) / Path(region.source).name)
             for direction in PASSES:
-                files |= _compiled(region, direction, module, concrete, target)
+                made, _, reason = compiled(region, direction, module, concrete, target, warps(region))
+                if reason:
+                    why = f"{reason}; this is a fault of the forge, ask for pipeline fast"
+                    raise KernelFault(f"{region.kernel(direction)} for {target}: {why}")
+                files |= made
     return files
 
 
@@ -74,7 +76,13 @@ def module_of(source: bytes, path: Path) -> ModuleType:
     return module
 
 
-def _compiled(region: Region, direction: str, module: ModuleType, concrete: Plan, target: str) -> dict[str, bytes]:
+def compiled(
+    region: Region, direction: str, module: ModuleType, concrete: Plan, target: str, num_warps: int
+) -> tuple[dict[str, bytes], Resources, str]:
+    """(files below triton/, what the compiler says of it, why it is not to be used) of one kernel in region's tile.
+
+    Raises KernelFault where Triton cannot compile it.
+    """
     compilation = importlib.import_module("kernels_triton.compilation")
     specialisation = importlib.import_module("kernels_triton.specialisation")
     name = region.kernel(direction)
@@ -87,21 +95,21 @@ def _compiled(region: Region, direction: str, module: ModuleType, concrete: Plan
         signature,
         {"ROWS": region.tile_rows, "COLS": region.tile_columns},
         tuple(argument for argument in signature if argument.endswith("_ptr") and argument != "state_ptr"),
-        num_warps=warps(region),
+        num_warps=num_warps,
     )
     try:
-        compiled = compilation.compile_for(spec, target)
+        made = compilation.compile_for(spec, target)
     except Exception as error:  # whatever a compiler raises: the design is fine, its kernel is not
         raise KernelFault(f"{name} for {target}: Triton raised {type(error).__name__}: {str(error)[:500]}") from error
     backend = compilation.TARGETS[target].backend
     binary, assembly = compilation.SUFFIXES[backend]
-    reason = _why_bad(compiled.files[binary], compiled.files[assembly].decode(), backend)
-    if not reason and wide(region, concrete) and not re.search(_WIDE[backend], compiled.files[assembly].decode()):
-        reason = f"no access moves {_ACCESS_BYTES} bytes, though its rows are multiples of that"
-    if reason:
-        raise KernelFault(f"{name} for {target}: {reason}; this is a fault of the forge, ask for pipeline fast")
-    files = {f"triton/{name}.{binary}": compiled.files[binary]}
-    return files | {f"triton/{name}.json": canonical_json.write(compiled.metadata)}
+    shared_bytes = int(made.metadata["shared_bytes"])
+    seen = read_resources(made.files[binary], made.files[assembly].decode(), shared_bytes, backend)
+    files = {
+        f"triton/{name}.{binary}": made.files[binary],
+        f"triton/{name}.json": canonical_json.write(made.metadata),
+    }
+    return files, seen, why_bad(seen, backend, wide=wide(region, concrete))
 
 
 def warps(region: Region) -> int:
@@ -118,21 +126,3 @@ def _type_of(argument: str, dtype: torch.dtype) -> str:
     if argument in ("state_ptr", "active", "positions"):
         return {"state_ptr": "*u8", "active": "i64", "positions": "i32"}[argument]
     return "*fp32" if argument.endswith("_sums_ptr") else f"*{_TRITON_TYPES[dtype]}"
-
-
-def _why_bad(binary: bytes, assembly: str, backend: str) -> str:
-    """Why machine code is not to be used; empty where it is fine."""
-    if backend == "hip":
-        spilled = re.findall(r"\.([sv])gpr_spill_count: +([1-9]\d*)", assembly)
-        return f"{spilled} registers are spilled to memory" if spilled else ""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    used = re.search(r" STACK:(\d+) SHARED:\d+ LOCAL:(\d+) ", told.stdout)
-    if used is None:
-        return f"cuobjdump did not say what it uses: {told.stdout[:200]}"
-    return "" if used.groups() == ("0", "0") else f"it keeps {used[1]} bytes on the stack and {used[2]} in local memory"

@@ -171,12 +171,13 @@ def test_generate():
 def test_compile():
     require("triton", "" if triton_version() else "triton is not installed: pip install 'esper[triton]'")
     found = rows("compile")
-    cases = {(f"{pipeline}, 2 designs", metric) for pipeline in ("fast", "standard") for metric in (
+    cases = {(f"{pipeline}, 2 designs", metric) for pipeline in ("fast", "standard", "aggressive") for metric in (
         "warm_wall_p50", "warm_wall_max", "warm_cpu_p50",
     )}  # fmt: skip
-    assert found.keys() == cases | {("fast", "cold_wall"), ("standard", "cold_wall")}
+    assert found.keys() == cases | {(pipeline, "cold_wall") for pipeline in ("fast", "standard", "aggressive")}
     assert found["fast, 2 designs", "warm_wall_p50"].target == 150
     assert found["standard, 2 designs", "warm_wall_p50"].target == 5000
+    assert found["aggressive, 2 designs", "warm_wall_p50"].target == 60_000
 
 
 @pytest.mark.slow

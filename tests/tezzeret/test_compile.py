@@ -152,20 +152,22 @@ def test_request_keys_are_equal_for_equal_requests_only():
 
 
 def test_pipelines_that_are_not_built_name_those_that_are():
-    with pytest.raises(Unavailable, match=r"pipeline aggressive .* ask for fast or standard"):
-        build(CONV3, MAP, "sm_90", "aggressive")
-    with pytest.raises(Unavailable, match=r"which run on sm_80, sm_90, sm_100, gfx942; for cpu ask for fast"):
-        build(CONV3, MAP, "cpu", "standard")
+    for pipeline in ("standard", "aggressive"):
+        said = rf"pipeline {pipeline} .* which run on sm_80, sm_90, sm_100, gfx942; for cpu ask for fast"
+        with pytest.raises(Unavailable, match=said):
+            build(CONV3, MAP, "cpu", pipeline)
 
 
 def test_a_forge_for_a_gpu_makes_torchscript_for_the_cpu():
     assert (target_of("fast", "sm_90"), target_of("standard", "sm_90")) == ("cpu", "sm_90")
 
 
-def test_standard_without_triton_names_the_remedy(monkeypatch):
+@pytest.mark.parametrize("pipeline", ["standard", "aggressive"])
+def test_kernels_without_triton_name_the_remedy(monkeypatch, pipeline):
     monkeypatch.setattr(compile_module, "triton_version", lambda: "")
-    with pytest.raises(Unavailable, match=r"needs Triton: pip install 'esper\[triton\]' .* or ask for fast"):
-        build(CONV3, MAP, "sm_90", "standard")
+    said = rf"pipeline {pipeline} needs Triton: pip install 'esper\[triton\]' .* or ask for fast"
+    with pytest.raises(Unavailable, match=said):
+        build(CONV3, MAP, "sm_90", pipeline)
 
 
 def test_targets_that_are_not_built_name_the_one_that_is():

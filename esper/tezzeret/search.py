@@ -1,0 +1,186 @@
+"""Pipeline aggressive: how many positions a program handles, and by how many warps, for every region and pass.
+
+Each variant is compiled and weighed by the cost model; where a timer is given, it has the word on the best of them. The
+kernels have no loop, so that num_stages changes nothing in them and is not searched; a program holds all channels.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from esper.artifact import canonical_json
+from esper.artifact.regions import MAP, PASSES, REGIONS, SEARCH, Region, write_regions
+from esper.blueprint.plan import Plan
+from esper.errors import KernelFault
+from esper.tezzeret.choose import Choice, Tile, Weighed, best_first, choose
+from esper.tezzeret.cost_model import DEVICES, Device, launch_ns, resident
+from esper.tezzeret.kernels import compiled, module_of, warps
+from esper.tezzeret.resources import Resources
+from esper.tezzeret.traffic import SIZES, programs_of, work_of
+
+MOST_KERNELS = 240  # compiled for one artifact: about 30 s
+TIMED = 4  # best tiles that a timer is asked about
+_TILES = (1, 2, 4, 8)  # times standard's, and half of it
+_WARPS = ((1, 1), (2, 1), (1, 2))  # times and divided by standard's elements of a warp
+_MOST_WARPS = 16
+
+# timer(region, its source, element type, tiles) -> (seconds of a forward and backward in each tile, why there are none)
+Timer = Callable[[Region, bytes, torch.dtype, Sequence[Tile]], tuple[Sequence[float], str]]
+
+
+def search(
+    regions: Sequence[Region],
+    concrete: Plan,
+    sources: Mapping[str, bytes],
+    target: str,
+    timer: Timer | None = None,
+) -> dict[str, bytes]:
+    """triton/regions.json in the tiles chosen, triton/search.json, machine code and descriptions.
+
+    The same inputs give the same bytes, but for a timer's word.
+    Raises KernelFault where a region has no variant that may be used, naming each one's reason.
+    """
+    found, files, record = [], dict[str, bytes](), []
+    with tempfile.TemporaryDirectory() as folder:
+        for region in regions:
+            source = sources[region.source]
+            module = module_of(source, Path(folder) / Path(region.source).name)
+            weighed, made = _weigh(region, module, concrete, target, MOST_KERNELS // (2 * len(regions)))
+            time = timer and functools.partial(timer, region, source, concrete.interface.dtype)
+            choice = _choice(region, weighed, target, time)
+            chosen = choice.tile
+            for direction, number in zip(PASSES, chosen.warps, strict=True):
+                files |= made[direction, chosen.rows, number]
+            found.append(replace(region, tile_rows=chosen.rows))
+            record.append(_written(region, weighed, choice))
+    files[REGIONS] = write_regions(found)
+    files[SEARCH] = canonical_json.write({"regions": record, "sizes": [list(size) for size in SIZES]})
+    return files
+
+
+def tiles(region: Region, most: int) -> list[tuple[int, int]]:
+    """(positions, warps) of a program that are tried, standard's first, at most `most` of them and at least one."""
+    rows = [region.tile_rows * times for times in _TILES]
+    if region.layout != MAP and region.tile_rows > 1:
+        rows.append(region.tile_rows // 2)
+    tried: list[tuple[int, int]] = []
+    for one in rows:
+        usual = one * warps(region) // region.tile_rows
+        for times, part in _WARPS:
+            number = usual * times // part
+            if 1 <= number <= _MOST_WARPS:
+                tried.append((one, number))
+    return tried[: max(1, most)]
+
+
+def _weigh(
+    region: Region, module: ModuleType, concrete: Plan, target: str, most: int
+) -> tuple[list[Weighed], dict[tuple[str, int, int], dict[str, bytes]]]:
+    """Every variant of both passes, and the files of each that was compiled."""
+    weighed: list[Weighed] = []
+    made: dict[tuple[str, int, int], dict[str, bytes]] = {}
+    for direction in PASSES:
+        usual: Resources | None = None
+        for rows, number in tiles(region, most):
+            tiled = replace(region, tile_rows=rows)
+            try:
+                files, seen, why = compiled(tiled, direction, module, concrete, target, number)
+            except KernelFault as error:
+                why = str(error).split(": ")[1]  # which error: its text may hold addresses, and the record has none
+                weighed.append(Weighed(direction, rows, number, None, (), 0, why))
+                continue
+            usual = usual or seen
+            made[direction, rows, number] = files
+            weighed.append(
+                weigh(tiled, direction, number, seen, concrete, DEVICES[target], why or narrower(seen, usual))
+            )
+    return weighed, made
+
+
+def weigh(
+    region: Region, direction: str, number: int, seen: Resources, concrete: Plan, device: Device, why_out: str
+) -> Weighed:
+    """One variant by the cost model. `why_out`: why it may not be used; empty where it may."""
+    fit = resident(device, number, seen.registers, seen.shared_bytes)
+    why_out = why_out or ("" if fit else "not one program of it fits a unit")
+    work = work_of(region, direction, concrete)
+    times = (
+        tuple(launch_ns(device, work, programs_of(region, *size), region.tile_rows, fit) for size in SIZES)
+        if not why_out
+        else ()
+    )
+    return Weighed(direction, region.tile_rows, number, seen, times, fit, why_out)
+
+
+def narrower(seen: Resources, usual: Resources) -> str:
+    """Why its accesses are too narrow beside those of standard's kernel; empty where they are not."""
+    for name, its, theirs in (
+        ("load", seen.load_bytes, usual.load_bytes),
+        ("store", seen.store_bytes, usual.store_bytes),
+    ):
+        if its < theirs:
+            return f"its widest {name} moves {its} bytes, standard's {theirs}"
+    return ""
+
+
+def _choice(
+    region: Region,
+    weighed: Sequence[Weighed],
+    target: str,
+    time: Callable[[Sequence[Tile]], tuple[Sequence[float], str]] | None,
+) -> Choice:
+    number = warps(region)
+    standard = Tile(region.tile_rows, (number, number))
+    ordered = best_first(weighed, standard)
+    if not ordered:
+        reasons = "; ".join(
+            f"{one.direction}, {one.rows} positions, {one.warps} warps: {one.why_out}" for one in weighed if one.why_out
+        )
+        raise KernelFault(f"region {region.number} for {target}: no variant may be used ({reasons[:1000]})")
+    if time is None:
+        return choose(ordered, standard)
+    known = [tile for tile, _ in ordered]
+    asked = known[:TIMED] + [standard for _ in range(standard in known[TIMED:])]
+    seconds, why_not = time(asked)
+    if why_not:
+        return replace(choose(ordered, standard), not_timed=why_not)
+    return choose(ordered, standard, dict(zip(asked, seconds, strict=True)))
+
+
+def _written(region: Region, weighed: Sequence[Weighed], choice: Choice) -> dict[str, Any]:
+    """What search.json says of a region: whole numbers, times in nanoseconds."""
+    return {
+        "by": choice.by,
+        "kernels": [_kernel(one) for one in weighed],
+        "not_timed": choice.not_timed,
+        "positions": choice.tile.rows,
+        "reason": choice.reason,
+        "region": region.number,
+        "timed": [
+            {"ns": round(seconds * 1e9), "positions": tile.rows, "warps": list(tile.warps)}
+            for tile, seconds in choice.seconds
+        ],
+        "warps": list(choice.tile.warps),
+    }
+
+
+def _kernel(one: Weighed) -> dict[str, Any]:
+    seen = one.resources
+    return {
+        "at_once": one.at_once,
+        "load_bytes": seen.load_bytes if seen else 0,
+        "ns": [round(time) for time in one.times_ns],
+        "pass": one.direction,
+        "positions": one.rows,
+        "registers": seen.registers if seen else 0,
+        "shared_bytes": seen.shared_bytes if seen else 0,
+        "store_bytes": seen.store_bytes if seen else 0,
+        "warps": one.warps,
+        "why_out": one.why_out,
+    }
