@@ -147,6 +147,37 @@ def test_a_frozen_form_refuses_what_it_was_not_made_for(tmp_path):
         run(x.double())
 
 
+class Divides(Branches):
+    """A size that a trace by example takes for a constant, and answers wrongly at another."""
+
+    def forward(self, x):
+        return self.last(self.first(x)) / int(x.shape[0])
+
+
+def test_a_size_that_was_taken_for_a_constant_is_required(tmp_path):
+    model, x = builders.stir(Divides()).eval(), builders.rows()
+    _, _, run = loaded("inference", model, x, tmp_path)
+    assert_near("inference", run, model, x.flip(0))
+    with pytest.raises(ValueError, match=r"x\.shape\[0\] == 4"):
+        run(x[:2])
+
+
+def test_a_form_that_says_something_else_at_once_is_refused(monkeypatch):
+    from esper.host import torchscript
+
+    monkeypatch.setattr(torchscript.torch.jit, "optimize_for_inference", lambda module: lambda x: torch.zeros(4, 3))
+    with pytest.raises(PreconditionFailed, match="what it froze to gives other outputs"):
+        make_form("inference", *_example(), "A test.")
+
+
+@pytest.mark.slow
+def test_a_package_that_says_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda _, package_path: package_path)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda _: lambda **named: torch.zeros(4, 3))
+    with pytest.raises(PreconditionFailed, match="aot: .*the package fails, or gives other outputs"):
+        make_form("aot", *_example(), "A test.")
+
+
 def test_a_model_that_cannot_be_frozen_is_refused_with_the_reason(monkeypatch):
     from esper.host import torchscript
 
