@@ -174,7 +174,7 @@ def test_a_form_that_says_something_else_at_once_is_refused(monkeypatch):
 def test_a_package_that_says_something_else_is_refused(monkeypatch):
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda _, package_path: package_path)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda _: lambda **named: torch.zeros(4, 3))
-    with pytest.raises(PreconditionFailed, match="aot: .*the package fails, or gives other outputs"):
+    with pytest.raises(PreconditionFailed, match=r"aot: .*the package fails, or gives other outputs"):
         make_form("aot", *_example(), "A test.")
 
 
