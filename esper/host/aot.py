@@ -87,7 +87,7 @@ def _proven(program: Program, entry: nn.Module, run: Callable[..., Any], named: 
     """The program, good for a batch of one too where the package is. Raises PreconditionFailed where it is wrong."""
     for other in [named, *other_sizes(program, named)]:
         if _says_the_same(entry, run, other) is False:
-            raise PreconditionFailed("the package gives other outputs than the model")
+            raise PreconditionFailed("the package fails, or gives other outputs than the model")
     if program.domain.batch:
         single = resized(program, named, program.domain.batch, 1)
         try:
@@ -106,4 +106,7 @@ def _says_the_same(entry: nn.Module, run: Callable[..., Any], named: Mapping[str
             wanted = _pytree.tree_leaves(entry(**named))
         except Exception:  # user code, which need not take other sizes
             return None
-        return near(_pytree.tree_leaves(run(**named)), wanted)
+        try:
+            return near(_pytree.tree_leaves(run(**named)), wanted)
+        except Exception:  # the package may fail in any way at a size that it is not good for
+            return False

@@ -89,7 +89,7 @@ def _int8(basis: _Basis) -> Form:
         exported.source,
         WEIGHTS,
         saved(exported.state),
-        f"{len(quantised)} linear layers in int8 ({_listed(quantised)})",
+        f"linear layers in int8: {_listed(quantised)}",
         f"in float32: {_listed(left)}" if left else "",
     )
 

@@ -55,9 +55,15 @@ def load(path="{file}"):
 
 
 def frozen_source(
-    title: str, about: str, file: str, loader: str, arguments: str, named: Mapping[str, Any], checks: list[str],
+    title: str,
+    about: str,
+    file: str,
+    loader: str,
+    arguments: str,
+    named: Mapping[str, Any],
+    checks: list[str],
     inputs: Iterable[str],
-) -> str:  # fmt: skip
+) -> str:
     """The text. `loader` is an expression of `path`, `arguments` what it is called with, `checks` statements."""
     names = ", ".join(named)
     return _SOURCE.format(
@@ -73,12 +79,15 @@ def frozen_source(
     )
 
 
-def near(a: Any, b: Any) -> bool:
-    """Whether two flat outputs say the same within 0.1 % of the largest value: a form that took a size for a constant
-    is further away, one that rounds in another order is not."""
+def near(a: list[Any], b: list[Any]) -> bool:
+    """Whether two flat outputs say the same within 0.1 % of the largest value.
+
+    A form that took a size for a constant is further away, one that rounds in another order is not.
+    """
     if len(a) != len(b):
         return False
-    return all(_near(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x == y for x, y in zip(a, b))  # noqa: B905
+    pairs = zip(a, b, strict=True)
+    return all(_near(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x == y for x, y in pairs)
 
 
 def _near(a: Tensor, b: Tensor) -> bool:
@@ -86,4 +95,6 @@ def _near(a: Tensor, b: Tensor) -> bool:
         return False
     if not a.numel() or not a.is_floating_point():
         return torch.equal(a, b)
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()), equal_nan=True)
+    finite = b[b.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * largest, equal_nan=True)

@@ -62,6 +62,8 @@ def _linear_call(node: fx.Node, held: nn.Module) -> tuple[Any, str, Any] | None:
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             return None
         name = str(weight.target)
+        if any(n.op == "call_module" and n.target == name.rpartition(".")[0] for n in node.graph.nodes):
+            return None  # of a layer that stays whole, a tied embedding: int8 beside it would save nothing
     else:
         return None
     tensor = operator.attrgetter(name)(held)

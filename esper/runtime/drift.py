@@ -1,5 +1,6 @@
 """How far a form of a model is from the float32 model on held-out data, and how long it takes beside it."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -115,16 +116,15 @@ def _most(values: Tensor) -> float:
 def measure_latency(
     task: Task, plain: Run, form: Run, batch: Batch, *, seconds: float = 1.5, rounds: tuple[int, int] = (5, 200)
 ) -> Latency:
-    """Float32, form and float32 again on one batch, round by round in turned order, for about `seconds`."""
-    runs = [plain, form, plain]
+    """Float32, form and float32 again on one batch, round by round in shuffled order, for about `seconds`."""
+    runs, order = [plain, form, plain], random.Random(0)
     taken: list[list[float]] = [[], [], []]
     with torch.no_grad():
         for run in runs * 3:  # TorchScript optimises itself in the first calls
             task.forward(run, batch)  # type: ignore[arg-type]  # a callable
         begun = time.perf_counter()
         while len(taken[0]) < rounds[0] or (len(taken[0]) < rounds[1] and time.perf_counter() - begun < seconds):
-            turn = len(taken[0])
-            for i in ((turn + k) % 3 for k in range(3)):
+            for i in order.sample(range(3), 3):  # each after each: what ran before leaves its threads and caches
                 start = time.perf_counter()
                 task.forward(runs[i], batch)  # type: ignore[arg-type]  # a callable
                 taken[i].append(time.perf_counter() - start)

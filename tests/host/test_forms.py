@@ -76,7 +76,7 @@ def test_a_form_says_what_the_model_says_at_other_sizes_too(name, kind, tmp_path
 def test_int8_says_what_it_left_and_holds_bytes_for_weights(tmp_path):
     model, x = builders.stir(builders.conv_net(width=16)).eval(), builders.images()
     form, _, run = loaded("int8", model, x, tmp_path)
-    assert form.changed == "1 linear layers in int8 (6.weight)"
+    assert form.changed == "linear layers in int8: 6.weight"
     assert form.left == "in float32: 0.weight, 3.weight"
     state = run.state_dict()
     assert state["6.weight_int8"].dtype is torch.int8 and state["6.weight_int8"].shape == (144, 3)
@@ -87,6 +87,24 @@ def test_int8_reaches_into_grafts():
     model, x = grown("linear_vector")
     form, _, _ = make_form("int8", model, (x,), "A test.")
     assert "1.esper_0.body.expand_weight" in form.changed and form.left == ""
+
+
+class Tied(nn.Module):
+    """An embedding that is the output layer too."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.mix = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+    def forward(self, ids):
+        return nn.functional.linear(self.mix(self.tokens(ids)), self.tokens.weight)
+
+
+def test_int8_leaves_a_weight_that_is_an_embedding_too(tmp_path):
+    model, x = builders.stir(Tied()).eval(), builders.ids()
+    form, _, run = loaded("int8", model, x, tmp_path)
+    assert form.changed == "linear layers in int8: mix.weight" and form.left == "in float32: tokens.weight"
+    assert_near("int8", run, model, x)
 
 
 def test_int8_refuses_a_model_with_nothing_for_it_by_name():
@@ -145,6 +163,37 @@ def test_a_frozen_form_refuses_what_it_was_not_made_for(tmp_path):
         run(x[:, :4])
     with pytest.raises(ValueError, match="float32"):
         run(x.double())
+
+
+class Divides(Branches):
+    """A size that a trace by example takes for a constant, and answers wrongly at another."""
+
+    def forward(self, x):
+        return self.last(self.first(x)) / int(x.shape[0])
+
+
+def test_a_size_that_was_taken_for_a_constant_is_required(tmp_path):
+    model, x = builders.stir(Divides()).eval(), builders.rows()
+    _, _, run = loaded("inference", model, x, tmp_path)
+    assert_near("inference", run, model, x.flip(0))
+    with pytest.raises(ValueError, match=r"x\.shape\[0\] == 4"):
+        run(x[:2])
+
+
+def test_a_form_that_says_something_else_at_once_is_refused(monkeypatch):
+    from esper.host import torchscript
+
+    monkeypatch.setattr(torchscript.torch.jit, "optimize_for_inference", lambda module: lambda x: torch.zeros(4, 3))
+    with pytest.raises(PreconditionFailed, match="what it froze to gives other outputs"):
+        make_form("inference", *_example(), "A test.")
+
+
+@pytest.mark.slow
+def test_a_package_that_says_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda _, package_path: package_path)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda _: lambda **named: torch.zeros(4, 3))
+    with pytest.raises(PreconditionFailed, match=r"aot: .*the package fails, or gives other outputs"):
+        make_form("aot", *_example(), "A test.")
 
 
 def test_a_model_that_cannot_be_frozen_is_refused_with_the_reason(monkeypatch):
