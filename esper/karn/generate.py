@@ -21,7 +21,7 @@ from esper.karn.templates import TEMPLATES
 
 MAX_DESIGNS = 64
 MOST_MOVES = 3
-TRIES_PER_DESIGN = 200
+TRIES_PER_DESIGN = 200  # in a row that may come to nothing
 # by what a design is made: nothing, one parent, two
 _WAYS, _SHARES = ("sample", "mutate", "splice"), (0.25, 0.5, 0.25)
 
@@ -94,9 +94,9 @@ def generate(
     fit = {k: g for k, g in fitting.items() if answers(g, found.interface, found.kind)[0]}
     known, made = {*parents, *exclude}, list[Generated]()
     refusals: dict[str, int] = {}
-    for _ in range(TRIES_PER_DESIGN * count):
-        if len(made) == count:
-            return made, ""
+    tries = last = 0  # in all, and up to the latest design
+    while len(made) < count and tries - last < TRIES_PER_DESIGN:
+        tries += 1
         offspring = breed(found.interface, rng, fit or fitting)
         if offspring is None:
             continue
@@ -106,8 +106,11 @@ def generate(
         else:
             known.add(design.blueprint_id)
             made.append(design)
+            last = tries
+    if len(made) == count:
+        return made, ""
     most = max(refusals, key=lambda r: refusals[r], default="nothing could be written for this interface")
-    return made, f"{len(made)} of {count} designs in {TRIES_PER_DESIGN * count} tries; most often: {most}"
+    return made, f"{len(made)} of {count} designs in {tries} tries; most often: {most}"
 
 
 def _judge(

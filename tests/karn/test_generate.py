@@ -73,6 +73,8 @@ def test_what_cannot_be_answered_is_an_empty_answer_that_says_why():
     assert made == []
     assert reason.startswith("0 of 1 designs in 200 tries; most often: ")
     assert "looks at other positions" in reason
+    asked_for_many = generate(found(Interface(Kind.VECTOR, 8), Opportunity.ATTENTION), Random(0), PARENTS, MAX_DESIGNS)
+    assert asked_for_many[1].startswith("0 of 64 designs in 200 tries; ")  # and not 64 times as many
 
 
 @pytest.mark.parametrize("count", [0, MAX_DESIGNS + 1])
