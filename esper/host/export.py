@@ -8,6 +8,7 @@ result is run against the model before it is given out.
 """
 
 import functools
+import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -268,3 +269,10 @@ def run_source(source: str) -> nn.Module:
     exec(compile(source, "model.py", "exec"), space)
     model: nn.Module = space["Model"]()
     return model
+
+
+def saved(state: Mapping[str, Tensor]) -> bytes:
+    """The bytes of model.pt."""
+    written = io.BytesIO()
+    torch.save(dict(state), written)
+    return written.getvalue()

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from esper.errors import InvalidConfig, PreconditionFailed
 from esper.host import aot, torchscript
-from esper.host.export import export_model, run_source
+from esper.host.export import export_model, run_source, saved
 from esper.host.half import in_bf16
 from esper.host.int8 import quantise_linears
 
@@ -134,10 +133,3 @@ def _matrices(state: Mapping[str, Tensor], without: Iterable[str]) -> list[str]:
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "none"
-
-
-def saved(state: Mapping[str, Tensor]) -> bytes:
-    """The bytes of model.pt."""
-    written = io.BytesIO()
-    torch.save(dict(state), written)
-    return written.getvalue()

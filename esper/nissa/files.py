@@ -24,7 +24,12 @@ def append_text(path: Path, text: str) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `text` what the file says, at once; a process killed in between leaves it as it was.
+    """`replace_bytes` of the text in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Make `data` what the file holds, at once; a process killed in between leaves it as it was.
 
     Raises Exhausted, PreconditionFailed.
     """
@@ -33,7 +38,7 @@ def replace_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _replacing:
             with fresh.open("wb") as stream:
-                stream.write(text.encode())
+                stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
             fresh.replace(path)

@@ -1,7 +1,7 @@
 """Build a run's model again from its lineage and weights, and prove it equal to the exported one."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,19 +11,21 @@ from torch import Tensor, nn
 from esper.api.common.v1 import seed_pb2
 from esper.artifact.folder import read_folder
 from esper.errors import Corrupt, NotFound, PreconditionFailed
-from esper.host.export import close, export_model, run_source
+from esper.host.export import close, export_model, run_source, saved
 from esper.host.forward import PREFIX
 from esper.kasmina.cache import folder_of
 from esper.kasmina.codec import read_graft
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import parse
 from esper.kasmina.regrow import GraftSpec, regrow
+from esper.nissa.files import replace_bytes, replace_text
 from esper.runtime.runs import StoredRun
 from esper.runtime.trust import read_trust
 from esper.tolaria.replay import find_sites
 from esper.tolaria.task import Batch, Task, load_task
 
 KERNELS, TRUST = "kernels", "trust.json"
+MODEL, WEIGHTS = "model.py", "model.pt"
 
 
 def keep_kernels(run_folder: Path, home_kernels: Path, trust_file: Path, artifact_ids: Iterable[str]) -> None:
@@ -45,7 +47,7 @@ def rebuild_run(run: StoredRun) -> str:
     what it was, PreconditionFailed where an output differs or model.py does not take the task's batches.
     """
     task, model, batch = rebuilt(run)
-    exported = run_source((run.folder / "model.py").read_text())
+    exported = run_source((run.folder / MODEL).read_text())
     _put(run, exported, weights_of(run))
     exported.eval()
     same = close if getattr(exported, "EVALUATION_ONLY", False) else torch.equal
@@ -80,9 +82,19 @@ def export_run(run: StoredRun, to: str) -> str:
     exported = export_model(model, (batch[0],), f"The model of run {run.run_id}.")
     folder = Path(to) if to else run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.py").write_text(exported.source)
-    torch.save(exported.state, folder / "model.pt")
-    return f"wrote {folder / 'model.py'} and {folder / 'model.pt'}: {exported.description()}"
+    write_model(folder, exported.source, exported.state)
+    return f"wrote {folder / MODEL} and {folder / WEIGHTS}: {exported.description()}"
+
+
+def write_model(folder: Path, source: str, state: Mapping[str, Tensor]) -> None:
+    """model.pt and model.py, each at once: in a run's folder they may be all that there is of its weights."""
+    write_weights(folder, state)
+    replace_text(folder / MODEL, source)
+
+
+def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """model.pt. Raises Exhausted and PreconditionFailed, and then what was there is there still."""
+    replace_bytes(folder / WEIGHTS, saved(state))
 
 
 def rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
@@ -92,7 +104,7 @@ def rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
     specs = fossils_of(run)
     kernels = {spec.artifact_id: _kernel(run, spec.artifact_id) for spec in specs if not spec.folded}
     regrow(model, find_sites(task, model, (spec.seed.site for spec in specs)), specs, kernels)
-    _put(run, run_source((run.folder / "model.py").read_text()), state)  # nothing of model.pt is missing
+    _put(run, run_source((run.folder / MODEL).read_text()), state)  # nothing of model.pt is missing
     _put_used(run, model, state)
     return task, model.eval(), task.micro_batches(0)[0]
 
@@ -112,8 +124,8 @@ def fossils_of(run: StoredRun) -> list[GraftSpec]:
 
 
 def weights_of(run: StoredRun) -> dict[str, Tensor]:
-    path = run.folder / "model.pt"
-    if not path.exists() or not (run.folder / "model.py").exists():
+    path = run.folder / WEIGHTS
+    if not path.exists() or not (run.folder / MODEL).exists():
         raise NotFound(
             f"run {run.run_id} left no model.py and model.pt: {run.result.get('export') or 'it did not end'}"
         )
@@ -128,7 +140,7 @@ def _put(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise Corrupt(f"{run.folder / 'model.pt'} does not hold the weights of run {run.run_id}: {error}") from error
+        raise Corrupt(f"{run.folder / WEIGHTS} does not hold the weights of run {run.run_id}: {error}") from error
 
 
 def _put_used(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -140,9 +152,7 @@ def _put_used(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> Non
     shared = {name: tensor for name, tensor in state.items() if name in own}
     grown = [name for name in own if PREFIX in name and name not in state]
     if grown or not shared:
-        raise Corrupt(
-            f"{run.folder / 'model.pt'} has no weights for {', '.join(grown) or 'anything'} of run {run.run_id}"
-        )
+        raise Corrupt(f"{run.folder / WEIGHTS} has no weights for {', '.join(grown) or 'anything'} of run {run.run_id}")
     _put(run, model, own | shared)
 
 

@@ -17,9 +17,10 @@ from esper.kasmina.codec import write_graft
 from esper.kasmina.handle import ModelHandle
 from esper.kasmina.nursery.measure import Reading
 from esper.kasmina.wrap import wrap
+from esper.nissa.files import replace_text
 from esper.runtime.attach import attach
 from esper.runtime.home import Home
-from esper.runtime.rebuild import keep_kernels
+from esper.runtime.rebuild import keep_kernels, write_model, write_weights
 from esper.runtime.spec import TrainSpec, read_spec
 from esper.runtime.warm import die_with_parent
 from esper.tolaria.loop import train
@@ -27,7 +28,7 @@ from esper.tolaria.session import Session
 from esper.tolaria.step import Parts, autocast, build_parts
 from esper.tolaria.task import Task, load_task
 
-MODEL, WEIGHTS, RESULT = "model.py", "model.pt", "result.json"
+RESULT = "result.json"
 
 
 def main() -> int:
@@ -113,17 +114,16 @@ def write_result(spec: TrainSpec, task: Task, session: Session) -> None:
     }
     try:
         exported = export_model(model, (task.micro_batches(0)[0][0],), f"The model of run {spec.run_id}.")
-        (folder / MODEL).write_text(exported.source)
-        torch.save(exported.state, folder / WEIGHTS)
+        write_model(folder, exported.source, exported.state)
         if exported.evaluation_only:
             session.run.post_note("info", f"model.py is {exported.description()}")
     except EsperError as error:
         result["export"] = str(error)
-        torch.save(model.state_dict(), folder / WEIGHTS)
+        write_weights(folder, model.state_dict())
         session.run.post_note("warning", str(error))
     home, seeds = Home(Path(spec.home)), session.run.executor.specs()
     keep_kernels(folder, home.kernels, home.trust_file, {seed.artifact_id for seed in seeds if not seed.folded})
-    (folder / RESULT).write_text(json.dumps(result, indent=1))
+    replace_text(folder / RESULT, json.dumps(result, indent=1))
 
 
 def read_test(task: Task, model: torch.nn.Module) -> Reading:

@@ -1,10 +1,12 @@
 """A run's model again from its files: of models whose exported source holds more, or less, than their state."""
 
+import errno
+
 import pytest
 import torch
 from torch import nn
 
-from esper.errors import Corrupt, PreconditionFailed
+from esper.errors import Corrupt, Exhausted, PreconditionFailed
 from esper.host.export import export_model
 from esper.kasmina.lifecycle import State
 from esper.runtime.rebuild import _put_used, export_run, rebuild_run
@@ -108,3 +110,17 @@ def test_a_program_that_does_not_take_a_batch_is_said_to_be_the_reason(tmp_path)
 
 def test_layers_are_said_to_be_layers(run, tmp_path):
     assert export_run(run, str(tmp_path / "out")).endswith("layers, which can be trained further")
+
+
+def test_an_export_that_cannot_be_written_leaves_the_weights_that_were_there(run, monkeypatch):
+    before = (run.folder / "model.pt").read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Exhausted, match=r"model\.pt cannot be written: No space left on device; free some disk space"):
+        export_run(run, "")
+    assert (run.folder / "model.pt").read_bytes() == before
+    assert "outputs equal those of model.py" in rebuild_run(run)
+    assert not list(run.folder.glob("*.new"))
