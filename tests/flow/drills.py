@@ -1,6 +1,7 @@
 """Runs as users have them, a runtime and a training process, for tests that kill one of their processes."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from esper.runtime.stock import kernel_stock
 from esper.tolaria.task import Batch, Task
 from esper.tolaria.tasks import digits
 from tests.flow.local import QUICK
-from tests.runtime.processes import ROOT, Esper, Runtime
+from tests.runtime.processes import ROOT, Esper, Runtime, until
 
 PAUSE = "ESPER_DRILL_PAUSE_S"  # of a training step, in the training process alone
 # A run that inserts two grafts and keeps them: what it finds is noise, that it finds the same again is not.
@@ -128,9 +129,18 @@ async def _stocked(runtime: Runtime, limit_s: float, seed: int) -> frozenset[str
     return frozenset(found)
 
 
-def workers_of(runtime: Runtime, pool: str) -> list[psutil.Process]:
-    """The processes that do a pool's jobs, idle ones too."""
-    return runtime.part("esper.runtime.warm", f"esper-{pool}-").children()
+def kill_workers(runtime: Runtime, pool: str) -> None:
+    """Kill the processes that do a pool's jobs, idle ones too; one at least. Some may end by themselves meanwhile."""
+    killed: list[psutil.Process] = []
+
+    def some() -> list[psutil.Process]:
+        for worker in runtime.part("esper.runtime.warm", f"esper-{pool}-").children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+                killed.append(worker)
+        return killed
+
+    until(some, 20, f"no worker of {pool} to kill")
 
 
 def outcome(training: Training) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.flow.conftest import Calm
-from tests.flow.drills import GROWING, Training, begin, outcome, stocked, workers_of
+from tests.flow.drills import GROWING, Training, begin, kill_workers, outcome, stocked
 from tests.runtime.processes import Runtime, gone, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -47,8 +47,7 @@ def test_the_broker_killed(calm, runtime, tmp_path):
 
 def test_the_nurserys_workers_killed_and_then_what_they_are_forked_from(calm, runtime, tmp_path):
     training = under_way(runtime, tmp_path)
-    for worker in workers_of(runtime, "nursery"):
-        worker.kill()
+    kill_workers(runtime, "nursery")
     until(lambda: any(int(entry.get("step", 0)) >= 130 for entry in training.journal()), 60, training.process.text)
     runtime.part("esper.runtime.warm", "esper-nursery-").kill()
     training.finish()
@@ -95,8 +94,7 @@ def test_the_forges_and_evaluators_workers_killed(calm, tmp_path):
     runtime = Runtime(tmp_path)
     try:
         begin(runtime, tmp_path / "runs", steps=20, policy="never").finish()
-        for worker in workers_of(runtime, "workshop"):
-            worker.kill()
+        kill_workers(runtime, "workshop")
         time.sleep(1.0)
         runtime.part("esper.runtime.warm", "esper-workshop-").kill()
         assert stocked(runtime) == calm.kernels
