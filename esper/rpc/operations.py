@@ -86,6 +86,11 @@ class Operations:
                 self._put(record)
         return [self._copy(e) for e in self._entries.values() if e.record.operation.state in _UNFINISHED]
 
+    def of_request(self, request_id: str) -> Operation | None:
+        """The operation that a request id made; None where it made none that is kept."""
+        known = self._by_request.get(request_id)
+        return self.get(known) if known is not None else None
+
     async def create(
         self, kind: str, request_id: str = "", on_cancel: Callable[[], object] | None = None
     ) -> tuple[Operation, bool]:

@@ -106,7 +106,7 @@ def _forge(home: Home) -> str:
     except NotFound:
         says = f"kernels for {', '.join(default_targets())} if `esper up` is started here"
     else:
-        says = f"kernels for {', '.join(asyncio.run(_forge_targets(contact)))}"
+        says = f"kernels for {', '.join(asyncio.run(_forge_targets(contact))) or 'targets that it does not say'}"
     if not triton_version():
         raise _Absent(f"{says}; for others Triton is absent: pip install 'esper[triton]'")
     return f"{says}; --forge-targets takes {', '.join(MACHINE_CODE)} beside cpu"

@@ -64,7 +64,7 @@ def held_out(task: Task) -> list[Batch]:
 
 
 def measure_drift(task: Task, plain: Run, form: Run, batches: Sequence[Batch]) -> Drift:
-    """Both on every batch. Raises PreconditionFailed for a batch that the form does not take."""
+    """Both on every batch. Raises PreconditionFailed for a batch that the form does not take, or makes NaN of."""
     losses: tuple[list[Tensor], list[Tensor]] = ([], [])
     scores: tuple[list[Tensor], list[Tensor]] = ([], [])
     largest_difference = largest = difference = magnitude = 0.0
@@ -76,6 +76,7 @@ def measure_drift(task: Task, plain: Run, form: Run, batches: Sequence[Batch]) -
                 if task.score is not None:
                     scores[side].append(task.score(each, batch).reshape(-1).double())
             for a, b in zip(*map(_floats, outputs), strict=True):
+                a, b = _both_finite(a, b)
                 apart = (a - b).abs()
                 largest_difference = max(largest_difference, _most(apart))
                 largest = max(largest, _most(a))
@@ -101,6 +102,17 @@ def _outputs(task: Task, form: Run, batch: Batch) -> Any:
             f"the form does not take a held-out batch of task {task.name} ({type(error).__name__}: {error}); "
             "give the batches one shape, or ask for another form"
         ) from error
+
+
+def _both_finite(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Their finite elements. Where one is not finite the other must be the same, whatever the loss says."""
+    finite = a.isfinite()
+    same = torch.equal(finite, b.isfinite()) and torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num())
+    if not same:
+        raise PreconditionFailed(
+            "the form's outputs are infinite or not a number where the float32 model's are not; take another form"
+        )
+    return a[finite], b[finite]
 
 
 def _floats(outputs: Any) -> list[Tensor]:

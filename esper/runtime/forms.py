@@ -1,5 +1,6 @@
 """`esper export RUN --form FORM`: make a form, read it back from its files, judge it, and only then hand it out."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,12 +16,14 @@ import torch
 
 import esper
 from esper.errors import Conflict, InvalidConfig, PreconditionFailed
-from esper.host.forms import Form, make_form, refuse_unknown_form
+from esper.host.forms import FORMS, Form, make_form, refuse_unknown_form
+from esper.nissa.files import write_error
 from esper.runtime.drift import Drift, Latency, held_out, measure_drift, measure_latency
-from esper.runtime.rebuild import rebuilt
+from esper.runtime.rebuild import FACTS, MODEL, rebuilt
 from esper.runtime.runs import StoredRun
 
-MODEL, FACTS = "model.py", "form.json"
+# What is found in the folder of a form; importing model.py leaves the last.
+WRITTEN = {MODEL, FACTS, "model.pt", "model.ts", "model.pt2", "__pycache__"}
 DRIFT_LIMIT = 0.01
 
 
@@ -35,13 +38,16 @@ def export_form(run: StoredRun, name: str, to: str = "", drift_limit: float = DR
     refuse_unknown_form(name)
     if not (math.isfinite(drift_limit) and drift_limit >= 0):
         raise InvalidConfig(f"the drift limit must be >= 0 and finite, got {drift_limit}; 0.01 allows 1 %")
-    target = Path(to) if to else run.folder / name
+    target = (Path(to) if to else run.folder / name).resolve()
     _require_free(target)
     task, model, batch = rebuilt(run)
     batches = held_out(task)
     form, plain, float32_bytes = make_form(name, model, (batch[0],), f"The model of run {run.run_id}.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise write_error(target, error) from error
     try:
         (draft / MODEL).write_text(form.source)
         (draft / form.file).write_bytes(form.data)
@@ -51,8 +57,10 @@ def export_form(run: StoredRun, name: str, to: str = "", drift_limit: float = DR
         latency = measure_latency(task, plain, ready, batches[0])
         sizes = len(form.source.encode()) + len(form.data), float32_bytes
         facts = _facts(run, name, form, drift, drift_limit, latency, sizes)
-        (draft / FACTS).write_text(json.dumps(facts, indent=1))
+        (draft / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False))
         _put_in_place(draft, target)
+    except OSError as error:
+        raise write_error(target, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return _in_words(target, form, facts)
@@ -76,11 +84,24 @@ def _require_little(name: str, drift: Drift, limit: float) -> None:
 
 
 def _require_free(target: Path) -> None:
-    """A folder that is absent, empty or an earlier form may be written to."""
-    if target.is_dir() and (not any(target.iterdir()) or (target / FACTS).exists()):
+    """A folder that is absent, empty or an earlier form and nothing else may be written to."""
+    if target == Path.cwd():
+        raise Conflict("the working directory cannot be put in place as a whole; name a folder in it with --to")
+    if not target.exists():
         return
-    if target.exists():
-        raise Conflict(f"{target} holds something else than a form; name another folder with --to")
+    names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    foreign = sorted(names - WRITTEN)
+    if foreign or (names and _form_of(target) not in FORMS):
+        what = ", ".join(foreign[:3]) or f"a {FACTS} that no form has"
+        raise Conflict(f"{target} holds something else than a form ({what}); name another folder with --to")
+
+
+def _form_of(folder: Path) -> object:
+    """What a folder's form.json says; None where it says nothing that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        facts = json.loads((folder / FACTS).read_text())
+        return facts.get("form") if isinstance(facts, dict) else None
+    return None
 
 
 def _put_in_place(draft: Path, target: Path) -> None:
@@ -93,14 +114,16 @@ def _put_in_place(draft: Path, target: Path) -> None:
     if not target.exists():
         draft.rename(target)
         return
-    earlier = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    target.rename(earlier)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        draft.rename(target)
-    except BaseException:
-        earlier.rename(target)
-        raise
-    shutil.rmtree(earlier)
+        earlier = target.rename(aside / "earlier")
+        try:
+            draft.rename(target)
+        except BaseException:
+            earlier.rename(target)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _facts(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from esper.api.common.v1 import seed_pb2
 from esper.artifact.folder import read_folder
-from esper.errors import Corrupt, NotFound, PreconditionFailed
+from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from esper.host.export import close, export_model, run_source, saved
 from esper.host.forward import PREFIX
 from esper.kasmina.cache import folder_of
@@ -26,6 +26,7 @@ from esper.tolaria.task import Batch, Task, load_task
 
 KERNELS, TRUST = "kernels", "trust.json"
 MODEL, WEIGHTS = "model.py", "model.pt"
+FACTS = "form.json"  # of a form for inference: esper.runtime.forms
 
 
 def keep_kernels(run_folder: Path, home_kernels: Path, trust_file: Path, artifact_ids: Iterable[str]) -> None:
@@ -77,10 +78,15 @@ def _forward(run: StoredRun, task: Task, exported: nn.Module, batch: Batch) -> T
 
 
 def export_run(run: StoredRun, to: str) -> str:
-    """Write model.py and model.pt from lineage and weights to a folder, the run's own if `to` is empty."""
+    """Write model.py and model.pt from lineage and weights to a folder, the run's own if `to` is empty.
+
+    Raises Conflict for a folder that holds a form for inference, and what rebuilding the run raises.
+    """
     _, model, batch = rebuilt(run)
     exported = export_model(model, (batch[0],), f"The model of run {run.run_id}.")
     folder = Path(to) if to else run.folder
+    if (folder / FACTS).exists():
+        raise Conflict(f"{folder} holds a form for inference ({FACTS}); name another folder with --to")
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, exported.source, exported.state)
     return f"wrote {folder / MODEL} and {folder / WEIGHTS}: {exported.description()}"

@@ -22,11 +22,11 @@ from esper.blueprint.interface import Interface
 from esper.errors import InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from esper.tezzeret import codec, intake, statuses
 from esper.tezzeret.attempt import answered, attempt
-from esper.tezzeret.available import refused, target_for
+from esper.tezzeret.available import CPU, refused, target_for
 from esper.tezzeret.check import CostLimits
 from esper.tezzeret.codec import AUTO, Order
 from esper.tezzeret.compile import request_key, sign_built
-from esper.tezzeret.pick import Load, pick_pipeline
+from esper.tezzeret.pick import FAST, Load, pick_pipeline
 from esper.tezzeret.port import Library, Pool, Publish
 from esper.tezzeret.queue import Queue, Ticket
 
@@ -238,6 +238,8 @@ class Forge:
             await self._give_up(ticket, record)
         else:
             await self._store(order, artifact)
+            if order.target != CPU:  # nobody here evaluates it, so that no verdict would move its blueprint on
+                await self._let_go(ticket, statuses.UNVALIDATED, f"compiled for {order.target}, and not evaluated")
             self._remember(ticket.key, order.blueprint_id, artifact.artifact_id)
         return await self._end(record)
 
@@ -251,13 +253,16 @@ class Forge:
             self._made.popitem(last=False)
 
     async def _give_up(self, ticket: Ticket, record: pb.CompilationRecord) -> None:
-        """Let go of a blueprint nothing was compiled from and nothing is being: INVALID if a worker found it so."""
-        name = ticket.order.blueprint_id
-        if self._queue.busy_with(name, ticket) or any(made == name for made, _ in self._made.values()):
-            return
+        """INVALID if a worker found the blueprint so; what only a pipeline's kernels fail at is no fault of it."""
         reason = f"compiling for {ticket.order.interface} failed: {record.failure.message}"
-        status = statuses.INVALID if answered(record) else statuses.UNVALIDATED
-        await statuses.mark(self._library, name, status, reason)
+        found = answered(record) and ticket.order.pipeline == FAST
+        await self._let_go(ticket, statuses.INVALID if found else statuses.UNVALIDATED, reason)
+
+    async def _let_go(self, ticket: Ticket, status: library_pb2.BlueprintStatus.ValueType, reason: str) -> None:
+        """Mark a blueprint that nothing else was compiled from here and nothing is being."""
+        name = ticket.order.blueprint_id
+        if not self._queue.busy_with(name, ticket) and not any(made == name for made, _ in self._made.values()):
+            await statuses.mark(self._library, name, status, reason)
 
     async def _end(self, record: pb.CompilationRecord) -> pb.CompilationRecord:
         """Date a record, tell everybody, and keep it."""

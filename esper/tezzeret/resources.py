@@ -52,7 +52,12 @@ def _nvidia(binary: bytes, _assembly: str) -> tuple[int, str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        try:
+            told = subprocess.run(
+                [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise KernelFault(f"{tool.name} did not read a kernel ({type(error).__name__})") from error
     used = re.search(r" REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+) ", told.stdout)
     if used is None:
         raise KernelFault(f"cuobjdump did not say what a kernel uses: {told.stdout[:200]}")

@@ -86,19 +86,20 @@ def _weigh(
     weighed: list[Weighed] = []
     made: dict[tuple[str, int, int], dict[str, bytes]] = {}
     for direction in PASSES:
-        usual: Resources | None = None
-        for rows, number in tiles(region, most):
+        usual: Resources | None = None  # of standard's own tile, which comes first
+        for place, (rows, number) in enumerate(tiles(region, most)):
             tiled = replace(region, tile_rows=rows)
             try:
                 files, seen, why = compiled(tiled, direction, module, concrete, target, number)
             except KernelFault as error:
-                why = str(error).split(": ")[1]  # which error: its text may hold addresses, and the record has none
+                # which error: its text may hold addresses, and the record has none
+                why = str(error).split(": ")[1] if str(error).count(": ") > 1 else type(error).__name__
                 weighed.append(Weighed(direction, rows, number, None, (), 0, why))
                 continue
-            usual = usual or seen
+            usual = seen if place == 0 else usual
             made[direction, rows, number] = files
             weighed.append(
-                weigh(tiled, direction, number, seen, concrete, DEVICES[target], why or narrower(seen, usual))
+                weigh(tiled, direction, number, seen, concrete, DEVICES[target], why or narrower(seen, usual or seen))
             )
     return weighed, made
 

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from typing import Any
 
+from esper.api.common.v1.operation_pb2 import Operation
 from esper.api.common.v1.resource_pb2 import ReplyHeader
 from esper.api.tezzeret.v1 import forge_pb2 as pb
 from esper.api.tezzeret.v1 import forge_pb2_grpc as pb_grpc
@@ -26,6 +27,9 @@ class ForgeServicer(pb_grpc.ForgeServiceServicer):
     async def CreateCompilation(
         self, request: pb.CreateCompilationRequest, context: Any
     ) -> pb.CreateCompilationResponse:
+        earlier = self._operations.of_request(request.request_id)
+        if earlier is not None and earlier.name in self._orders:  # sent again: nothing is ordered
+            return self._answer(earlier, self._orders[earlier.name])
         ticket = await self._forge.submit(
             request.blueprint_id, request.interface, request.pipeline, target=request.target
         )
@@ -38,7 +42,9 @@ class ForgeServicer(pb_grpc.ForgeServiceServicer):
 
         operation = await self._operations.run(KIND, work, request.request_id)
         ticket.operation_name = ticket.operation_name or operation.name
-        order = self._order_of(operation.name, ticket.order)
+        return self._answer(operation, self._order_of(operation.name, ticket.order))
+
+    def _answer(self, operation: Operation, order: Order) -> pb.CreateCompilationResponse:
         return pb.CreateCompilationResponse(
             header=self._header(),
             operation=operation,

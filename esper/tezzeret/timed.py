@@ -29,6 +29,7 @@ from esper.tezzeret.triton_source import arguments
 
 REQUEST = "request.json"
 SIZE = (31, 1021)  # samples, positions: no multiple of 16, for which Triton would compile another kernel than ours
+_MOST_ELEMENTS = 1 << 24  # of one tensor, so that timing takes little of a device that somebody trains on
 ROUNDS, LAUNCHES = 21, 10
 _TIMEOUT_S = 30.0
 _AT_WORK = 1
@@ -40,7 +41,7 @@ def device_timer(target: str) -> Timer | None:
         return None
 
     def timer(region: Region, source: bytes, dtype: torch.dtype, tiles: Sequence[Tile]) -> tuple[Sequence[float], str]:
-        return timed(request(region, dtype, tiles, target), source)
+        return timed(request(region, dtype, tiles, target, size_for(region)), source)
 
     return timer
 
@@ -62,6 +63,12 @@ def timed(asked: Mapping[str, Any], source: bytes) -> tuple[Sequence[float], str
         return [], f"timing failed: {ran.stderr.strip()[-300:]}"
     told = json.loads(ran.stdout.splitlines()[-1])
     return told["seconds"], told["why_not"]
+
+
+def size_for(region: Region) -> tuple[int, int]:
+    """SIZE, with fewer positions where a tensor of it would have more elements than _MOST_ELEMENTS; both odd."""
+    samples, positions = SIZE
+    return samples, min(positions, _MOST_ELEMENTS // (samples * region.channels)) | 1
 
 
 def request(

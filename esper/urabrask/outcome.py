@@ -34,6 +34,7 @@ async def settle_kernel(
         tags=report.tags,
         forward_us_p50=report.forward_us_p50,
         peak_bytes=report.peak_bytes,
+        interest=report.interest,
         report_name=f"reports/{report.report_id}",
     )
     return (await library.set_kernel_status(request)).kernel

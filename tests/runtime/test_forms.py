@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from esper.errors import Conflict, InvalidConfig, PreconditionFailed, Unavailable
+from esper.errors import Conflict, Exhausted, InvalidConfig, PreconditionFailed, Unavailable
 from esper.host.export import export_model
 from esper.runtime import forms
 from esper.runtime.drift import Drift, measure_drift
 from esper.runtime.forms import export_form
+from esper.runtime.rebuild import export_run
 from esper.runtime.runs import StoredRun
 from tests import builders
 from tests.runtime.test_rebuild import make_branching_task
@@ -171,9 +172,52 @@ def test_an_earlier_form_is_replaced_and_anything_else_is_not(folder):
     export_form(run, "bf16", str(folder / "out"), 0.05)
     export_form(run, "inference", str(folder / "out"), 0.05)
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["form.json", "model.py", "model.ts"]
-    with pytest.raises(Conflict, match=r"holds something else than a form; name another folder"):
+    with pytest.raises(Conflict, match=r"holds something else than a form \(out\); name another folder"):
         export_form(run, "inference", str(folder), 0.05)
     assert sorted(path.name for path in folder.iterdir()) == ["model.pt", "model.py", "out"]
+
+
+def test_what_somebody_put_beside_a_form_is_not_lost(folder):
+    run, out = run_of(folder, make_task), folder / "out"
+    export_form(run, "bf16", str(out), 0.05)
+    with pytest.raises(Conflict, match="holds a form for inference"):
+        export_run(run, str(out))
+    (out / "serve.py").write_text("precious")
+    with pytest.raises(Conflict, match=r"serve\.py"):
+        export_form(run, "bf16", str(out), 0.05)
+    assert (out / "serve.py").read_text() == "precious"
+    other = folder / "other"
+    other.mkdir()
+    (other / "form.json").write_text("{}")
+    with pytest.raises(Conflict, match="that no form has"):
+        export_form(run, "bf16", str(other), 0.05)
+
+
+def test_a_place_that_cannot_be_written_is_named(folder, monkeypatch):
+    run = run_of(folder, make_task)
+    (folder / "file").write_text("")
+    with pytest.raises(PreconditionFailed, match="cannot be written"):
+        export_form(run, "bf16", str(folder / "file" / "x"), 0.05)
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    with pytest.raises(Conflict, match="working directory"):
+        export_form(run, "bf16", ".", 0.05)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_the_loss_does_not_see_may_not_turn_infinite(value):
+    task = builders.task(loss=lambda outputs, batch: outputs[:, 0].square())
+    batch = task.examples(("select", "judge"))
+
+    def form(x):
+        outputs = torch.zeros(len(x), 3)
+        outputs[:, 1] = value
+        return outputs
+
+    with pytest.raises(PreconditionFailed, match="infinite or not a number"):
+        measure_drift(task, lambda x: torch.zeros(len(x), 3), form, batch)
+    same = measure_drift(task, form, form, batch)
+    assert (same.largest, same.mean) == (0.0, 0.0)
 
 
 def test_a_failure_while_replacing_brings_the_earlier_form_back(folder, monkeypatch):
@@ -191,7 +235,7 @@ def test_a_failure_while_replacing_brings_the_earlier_form_back(folder, monkeypa
         return renamed(path, to)
 
     monkeypatch.setattr(type(folder), "rename", fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(Exhausted, match="inference cannot be written: No space left on device; free some disk"):
         export_form(run, "inference", "", 0.05)
     assert len(made) == 3 and (folder / "inference" / "form.json").read_text() == before
     assert sorted(path.name for path in folder.iterdir()) == ["inference", "model.pt", "model.py"]

@@ -99,6 +99,10 @@ async def test_the_same_request_id_is_the_same_operation(wire):
     first = await wire.forge.CreateCompilation(order(blueprint, request_id="r1"))
     second = await wire.forge.CreateCompilation(order(blueprint, request_id="r1"))
     assert first.operation.name == second.operation.name
+    await wire.ended(first.operation.name)
+    third = await wire.forge.CreateCompilation(order(blueprint, request_id="r1"))
+    assert (third.operation.name, third.pipeline) == (first.operation.name, first.pipeline)
+    assert wire.shop.pool.runs == ["compile"]
 
 
 async def test_a_compilation_that_fails_is_a_failed_operation(wire):

@@ -18,7 +18,7 @@ from esper.tezzeret import timed as timing
 from esper.tezzeret.choose import Tile
 from esper.tezzeret.kernels import source_files, triton_version
 from esper.tezzeret.regions import find_regions
-from esper.tezzeret.timed import REQUEST, device_timer, request, timed
+from esper.tezzeret.timed import REQUEST, device_timer, request, size_for, timed
 from esper.tezzeret.triton_source import arguments
 from tests.requirements import require
 from tests.tezzeret.fusable import BROADCAST
@@ -49,6 +49,15 @@ def asked(tmp_path_factory) -> tuple[dict, Path]:
     for one, direction in zip(wanted["passes"], ("forward", "backward"), strict=True):
         assert {"state_ptr", "active", "positions", *one["tensors"]} == set(arguments(region, direction))
     return wanted, home
+
+
+@pytest.mark.parametrize("channels", [8, 540, 4096])
+def test_timing_takes_little_of_a_device(channels):
+    concrete = plan(BROADCAST, Interface(Kind.TOKENS, channels))
+    region = find_regions(concrete)[0][0]
+    samples, positions = size_for(region)
+    assert samples % 2 and positions % 2 and positions >= 100
+    assert samples * (positions - 1) * channels <= 1 << 24
 
 
 def test_the_request_has_room_for_every_tile(asked):
