@@ -109,6 +109,7 @@ class Library:
             self.artifacts[request.artifact_id][0].attestations.append(request.attestation)
         kernel.status, kernel.status_reason, kernel.report_name = request.status, request.reason, request.report_name
         kernel.forward_us_p50, kernel.peak_bytes = request.forward_us_p50, request.peak_bytes
+        kernel.interest = request.interest
         kernel.tags.extend(request.tags)
         self.history.append(("kernel", KERNEL.name(request.status)))
         copy = pb.Kernel()

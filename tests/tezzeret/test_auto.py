@@ -58,6 +58,15 @@ async def test_a_design_of_high_interest_gets_kernels_for_the_device(triton):
         assert (named.artifact_id, named.cached, named.pipeline_reason) == (record.artifact_id, True, "")
 
 
+async def test_a_design_that_is_for_a_device_alone_is_not_left_compiling(triton):
+    async with opened(BOTH) as shop:
+        blueprint = shop.library.add(CONV3)
+        await shop.forge.compile(blueprint, MAP, pb.PIPELINE_STANDARD, target=SM_90)
+        found = shop.library.blueprints[blueprint]
+        assert found.status == library_pb2.BLUEPRINT_STATUS_UNVALIDATED
+        assert found.status_reason == "compiled for sm_90, and not evaluated"
+
+
 async def test_a_busy_forge_gives_standard(triton):
     async with opened(BOTH) as shop:
         blueprint = await of_interest(shop, 0.9)

@@ -94,6 +94,7 @@ async def test_a_kernel_that_passes_is_promoted_by_a_signature_over_its_id():
         assert hall.library.kernel_status(name) == "VALIDATED"
         assert kernel.report_name == f"reports/{report.report_id}"
         assert (kernel.forward_us_p50, kernel.peak_bytes) == (10.0, 100)
+        assert kernel.interest == report.interest > 0
         assert list(kernel.tags) == ["low_memory", "numerically_stable", "small", "speculative"]
         assert hall.library.status(hall.blueprint) == "VALIDATED"
         manifest, files = hall.library.artifacts[name]
