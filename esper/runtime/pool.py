@@ -87,6 +87,7 @@ class Pool:
         self._warm: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._failed_starts = 0
+        self._stopped = False
         self._lost: Unavailable | None = None
         self._server: asyncio.Server | None = None
 
@@ -103,6 +104,7 @@ class Pool:
 
     async def stop(self) -> None:
         """End everything; queued and running jobs fail with Unavailable."""
+        self._stopped = True
         self._fail_queued(Unavailable(f"the {self.name} pool is stopping"))
         for task in [self._keeper, *self._tasks]:
             if task is not None:
@@ -223,11 +225,17 @@ class Pool:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # cancelled: the loop ends while a child is still saying hello
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        try:
             _, hello = await _frame(reader)
-            pid, generation = map(int, hello.split())
-            self._idle.put_nowait(_Child(pid, generation, reader, writer))
-            self._failed_starts = 0
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            writer.close()
+            return
+        if self._stopped:
+            writer.close()
+            return
+        pid, generation = map(int, hello.split())
+        self._idle.put_nowait(_Child(pid, generation, reader, writer))
+        self._failed_starts = 0
 
     async def _start_warm(self) -> None:
         kinds = [f"{name}={target}" for name, target in self.kinds.items()]
