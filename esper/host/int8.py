@@ -29,12 +29,14 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
 def quantise_linears(graph: fx.Graph, held: nn.Module) -> list[str]:
     """Put linear layers with float32 weights of their own into int8, in place. Returns the names of the weights.
 
-    Layers of torch.nn that have linear layers inside (attention, encoder layers, recurrent ones) are left.
+    Layers of torch.nn that have linear layers inside (attention, encoder layers, recurrent ones) are left, and
+    weights that something else reads too, as an embedding does that is tied to an output: int8 beside them saves nothing.
     """
     found: dict[str, None] = {}
+    shared = _read_elsewhere(graph, held)
     for node in list(graph.nodes):
         call = _linear_call(node, held)
-        if call is None:
+        if call is None or id(_tensor(held, call[1])) in shared:
             continue
         x, name, bias = call
         _add_int8(held, name)
@@ -62,13 +64,31 @@ def _linear_call(node: fx.Node, held: nn.Module) -> tuple[Any, str, Any] | None:
         if not isinstance(weight, fx.Node) or weight.op != "get_attr":
             return None
         name = str(weight.target)
-        if any(n.op == "call_module" and n.target == name.rpartition(".")[0] for n in node.graph.nodes):
-            return None  # of a layer that stays whole, a tied embedding: int8 beside it would save nothing
     else:
         return None
-    tensor = operator.attrgetter(name)(held)
+    tensor = _tensor(held, name)
     fits = tensor.dim() == 2 and tensor.dtype is torch.float32 and 0 < tensor.shape[1] <= _MOST_INPUTS
     return (x, name, bias) if fits else None
+
+
+def _read_elsewhere(graph: fx.Graph, held: nn.Module) -> set[int]:
+    """Ids of the tensors that are read by anything but a call that can be in int8, under whatever name."""
+    calls = {node for node in graph.nodes if _linear_call(node, held) is not None}
+    found: set[int] = set()
+    for node in graph.nodes:
+        if node.op == "call_module" and node not in calls:
+            found.update(map(id, held.get_submodule(str(node.target)).parameters()))
+        elif node.op == "get_attr" and any(user not in calls or _weight_of(user) is not node for user in node.users):
+            found.add(id(_tensor(held, str(node.target))))
+    return found
+
+
+def _weight_of(call: fx.Node) -> Any:
+    return _arguments(call)[1] if call.op == "call_function" else None
+
+
+def _tensor(held: nn.Module, name: str) -> Any:
+    return operator.attrgetter(name)(held)
 
 
 def _arguments(node: fx.Node) -> tuple[Any, Any, Any]:

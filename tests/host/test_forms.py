@@ -100,10 +100,32 @@ class Tied(nn.Module):
         return nn.functional.linear(self.mix(self.tokens(ids)), self.tokens.weight)
 
 
-def test_int8_leaves_a_weight_that_is_an_embedding_too(tmp_path):
-    model, x = builders.stir(Tied()).eval(), builders.ids()
+class TiedLayers(Tied):
+    """The output is a layer that has the embedding's weight; in plain source each has its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids):
+        return self.head(self.mix(self.tokens(ids)))
+
+
+class TiedProgram(Tied):
+    """Written as a program, because it has a branch on a shape."""
+
+    def forward(self, ids):
+        return super().forward(ids) if ids.shape[0] < 99 else super().forward(ids[:1])
+
+
+@pytest.mark.parametrize(
+    ("make", "changed"), [(Tied, "mix.weight"), (TiedLayers, "mix.weight, head.weight"), (TiedProgram, "mix.weight")]
+)
+def test_int8_leaves_a_weight_that_is_an_embedding_too(make, changed, tmp_path):
+    model, x = builders.stir(make()).eval(), builders.ids()
     form, _, run = loaded("int8", model, x, tmp_path)
-    assert form.changed == "linear layers in int8: mix.weight" and form.left == "in float32: tokens.weight"
+    assert (form.changed, form.left) == (f"linear layers in int8: {changed}", "in float32: tokens.weight")
     assert_near("int8", run, model, x)
 
 
