@@ -30,7 +30,7 @@ def quantise_linears(graph: fx.Graph, held: nn.Module) -> list[str]:
     """Put linear layers with float32 weights of their own into int8, in place. Returns the names of the weights.
 
     Layers of torch.nn that have linear layers inside (attention, encoder layers, recurrent ones) are left, and
-    weights that something else reads too, as an embedding does that is tied to an output: int8 beside them saves nothing.
+    weights that something else reads too, as an embedding tied to an output does: int8 beside them saves nothing.
     """
     found: dict[str, None] = {}
     shared = _read_elsewhere(graph, held)

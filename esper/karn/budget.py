@@ -50,7 +50,7 @@ class Allowance:
         """
         budget, by = self.budget, self.predictor
         forward_us, peak_bytes = by.predict(graph, interface, budget.batch, budget.positions)
-        measured = (interface.kind.position_dims, budget.batch, budget.positions) in by.inputs
+        measured = (interface.kind, interface.dtype, budget.batch, budget.positions) in by.inputs
         prediction = Prediction(
             by.target, forward_us, peak_bytes, by.latency_error, by.memory_error, by.count, measured
         )

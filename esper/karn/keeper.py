@@ -19,8 +19,6 @@ from esper.karn.shelf import Shelf, fetch, keep, restore
 
 log = logging.getLogger(__name__)
 
-MOST_LOOKUPS = 100  # kernels and designs that one pass asks the library for
-
 # What grafts gained, each kernel's apart, and Simic's position.
 Gains = Callable[[], Awaitable[replay_pb2.SummariseExperiencesResponse]]
 _Design = tuple[str, Kind]  # blueprint id, and the kind of interface it was grafted at
@@ -62,38 +60,34 @@ class ArchiveKeeper:
             await asyncio.sleep(every_s)
 
     async def catch_up(self) -> None:
-        """Passes until there is nothing more to look up. What library or replay store raises is said, once."""
+        """`update`; what library or replay store raises is said, once."""
         try:
-            while await self.update():
-                pass
+            await self.update()
             self._said = ""
         except EsperError as error:
             if str(error) != self._said:
                 log.warning("the archive waits: %s", error)
             self._said = str(error)
 
-    async def update(self) -> bool:
-        """One pass; True: there is more to look up, and another is due. Raises what library and replay store raise."""
+    async def update(self) -> None:
+        """Look up what is new, and insert. Raises what library and replay store raise; what was looked up is kept."""
         if self._archive is None:
             found = await restore(self._library)
             self._candidates |= {(one.blueprint_id, Kind(cell.kind)): one for cell, one in found.items()}
             self._archive = {cell: one.elite(None) for cell, one in found.items()}
         reply = await self._gains()
         if reply.header.revision == self._position:
-            return False
+            return
         tried = [one for one in reply.summaries if one.judged and one.artifact_id]
-        kernels = [name for name in dict.fromkeys(one.artifact_id for one in tried) if name not in self._of_kernel]
-        for name in kernels[:MOST_LOOKUPS]:
-            self._of_kernel[name] = await self._design(name)
+        for name in dict.fromkeys(one.artifact_id for one in tried):
+            if name not in self._of_kernel:
+                self._of_kernel[name] = await self._design(name)
         worth = mean_gains(tried, self._of_kernel)
-        designs = [design for design in worth if design not in self._candidates]
-        for design in designs[:MOST_LOOKUPS]:
-            await self._look_up(design)
-        if max(len(kernels), len(designs)) > MOST_LOOKUPS:
-            return True  # half of a design's grafts would give it another worth
+        for design in worth:
+            if design not in self._candidates:
+                await self._look_up(design)
         await self._insert(worth)
         self._position = reply.header.revision
-        return False
 
     async def _design(self, artifact_id: str) -> _Design | None:
         try:

@@ -112,6 +112,9 @@ class Measurements:
         names = [*fresh, *self._names]
         self._names, dropped = names[:MOST_REPORTS], names[MOST_REPORTS:]
         changed = [self._read[name] for name in fresh] + [self._read.pop(name) for name in dropped]
+        if dropped:
+            used = {id(one.graph) for _, one in self._read.values() if one is not None}
+            self._graphs = {name: graph for name, graph in self._graphs.items() if id(graph) in used}
         return {one.target for _, one in changed if one is not None}
 
     async def _measurement(self, stored: StoredReport) -> Measurement | None:

@@ -12,7 +12,7 @@ import torch
 
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.infer import infer
-from esper.blueprint.interface import Interface
+from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.ir import Graph
 from esper.blueprint.operators import OPERATORS
 
@@ -42,7 +42,7 @@ class Measurement:
 class Predictor:
     """Fitted to `count` measurements of one target.
 
-    The errors: median of |predicted / seen - 1| over designs held out. `inputs`: (position dimensions, batch,
+    The errors: median of |predicted / seen - 1| over designs held out. `inputs`: (kind, element type, batch,
     positions) that were measured, which alone the errors speak for.
     """
 
@@ -50,7 +50,7 @@ class Predictor:
     count: int
     latency_error: float
     memory_error: float
-    inputs: frozenset[tuple[int, int, int]]
+    inputs: frozenset[tuple[Kind, torch.dtype, int, int]]
     _latency: Array
     _memory: Array
 
@@ -73,7 +73,7 @@ def fit(measurements: Sequence[Measurement], target: str) -> tuple[Predictor | N
     latency, latency_error = _fitted(rows, np.log([m.forward_us for m in mine]), designs)
     memory, memory_error = _fitted(rows, np.log([float(m.peak_bytes) for m in mine]), designs)
     reason = f"{len(mine)} measurements on {target}; held out: time {latency_error:.0%}, memory {memory_error:.0%} off"
-    inputs = frozenset((m.interface.kind.position_dims, m.batch, m.positions) for m in mine)
+    inputs = frozenset((m.interface.kind, m.interface.dtype, m.batch, m.positions) for m in mine)
     return Predictor(target, len(mine), latency_error, memory_error, inputs, latency, memory), reason
 
 

@@ -15,7 +15,6 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.api.common.v1 import resource_pb2
 from esper.api.tolaria.v1 import trainer_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.artifact.bundle import Artifact
@@ -35,6 +34,7 @@ from esper.runtime.loads import load_over
 from esper.runtime.rank_attach import Tie, not_at_hand, roots_of, share_spool, tie_of
 from esper.runtime.stock import LONGEST_WAIT_S
 from esper.runtime.targets import target_of_device
+from esper.tezzeret.codec import write_target
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.codec import write_site, write_task
 from esper.tolaria.line import Line
@@ -289,13 +289,9 @@ def hello_of(handle: ModelHandle, plan: Plan) -> trainer_pb2.Hello:
         versions={"torch": torch.__version__},
         deterministic=plan.deterministic,
         session=secrets.token_hex(8),
-        target=_target_of(handle),
+        # that of its first parameter, where it is on several devices
+        target=write_target(target_of_device(device_of(handle.model))),
     )
-
-
-def _target_of(handle: ModelHandle) -> resource_pb2.Target.ValueType:
-    """What kernels for the model's device are compiled for; that of its first parameter, where it has several."""
-    return resource_pb2.Target.Value(f"TARGET_{target_of_device(device_of(handle.model)).upper()}")
 
 
 def _loader(contact: Contact, welcome: trainer_pb2.Welcome) -> KernelLoader:

@@ -17,7 +17,7 @@ import torch
 import esper
 from esper.errors import Conflict, InvalidConfig, PreconditionFailed
 from esper.host.forms import FORMS, Form, make_form, refuse_unknown_form
-from esper.nissa.files import write_error
+from esper.nissa.files import replace_bytes, replace_text, write_error
 from esper.runtime.drift import Drift, Latency, held_out, measure_drift, measure_latency
 from esper.runtime.rebuild import FACTS, MODEL, rebuilt
 from esper.runtime.runs import StoredRun
@@ -49,18 +49,19 @@ def export_form(run: StoredRun, name: str, to: str = "", drift_limit: float = DR
     except OSError as error:
         raise write_error(target, error) from error
     try:
-        (draft / MODEL).write_text(form.source)
-        (draft / form.file).write_bytes(form.data)
+        replace_text(draft / MODEL, form.source)
+        replace_bytes(draft / form.file, form.data)
         ready = _loaded(draft / MODEL, draft / form.file)
         drift = measure_drift(task, plain, ready, batches)
         _require_little(name, drift, drift_limit)
         latency = measure_latency(task, plain, ready, batches[0])
         sizes = len(form.source.encode()) + len(form.data), float32_bytes
         facts = _facts(run, name, form, drift, drift_limit, latency, sizes)
-        (draft / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False))
-        _put_in_place(draft, target)
-    except OSError as error:
-        raise write_error(target, error) from error
+        replace_text(draft / FACTS, json.dumps(facts, indent=1, allow_nan=False))
+        try:
+            _put_in_place(draft, target)
+        except OSError as error:
+            raise write_error(target, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return _in_words(target, form, facts)
@@ -107,10 +108,9 @@ def _form_of(folder: Path) -> object:
 def _put_in_place(draft: Path, target: Path) -> None:
     """The whole folder at once; an earlier form makes way, and comes back if that fails."""
     draft.chmod(0o755)
-    for path in (*draft.iterdir(), draft):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+    handle = os.open(draft, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
     if not target.exists():
         draft.rename(target)
         return
@@ -122,8 +122,10 @@ def _put_in_place(draft: Path, target: Path) -> None:
         except BaseException:
             earlier.rename(target)
             raise
+        shutil.rmtree(earlier, ignore_errors=True)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not empty where the earlier form could not come back
+            aside.rmdir()
 
 
 def _facts(

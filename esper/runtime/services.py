@@ -41,6 +41,7 @@ from esper.simic.worker import ReplayWorker
 from esper.tamiyo.answer import Controller
 from esper.tamiyo.service import ControllerServicer, answer_log, decision_log
 from esper.tamiyo.worker import ControllerWorker
+from esper.tezzeret.codec import write_target
 from esper.tezzeret.forge import Forge, ForgeOptions
 from esper.tezzeret.idle import IdleWork
 from esper.tezzeret.service import ForgeServicer
@@ -225,7 +226,7 @@ async def build_tolaria(platform: Platform) -> None:
 
 def _ordered_for(platform: Platform, target: int) -> resource_pb2.Target.ValueType:
     """The target that a run's kernels are ordered for: its device's, or the CPU's where the forge here has no such."""
-    known = {resource_pb2.Target.Value(f"TARGET_{name.upper()}") for name in platform.forge_targets}
+    known = {write_target(name) for name in platform.forge_targets}
     unsaid = target == resource_pb2.TARGET_UNSPECIFIED
     if unsaid or ("tezzeret" in platform.components and target not in known):
         return resource_pb2.TARGET_CPU

@@ -3,9 +3,9 @@
 import torch
 
 from esper.ops.cubin import choose
+from esper.tezzeret.available import CPU
 from esper.tezzeret.kernels import triton_version
 
-CPU = "cpu"
 # Target -> architecture of the machine code that Triton makes for it, as its metadata says: a letter binds it to one.
 NVIDIA = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100a"}
 AMD = ("gfx942",)

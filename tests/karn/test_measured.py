@@ -3,7 +3,9 @@
 from random import Random
 
 import pytest
+import torch
 
+from esper.blueprint.interface import Kind
 from esper.errors import PreconditionFailed, Unavailable
 from esper.karn import measured
 from esper.karn.generate import generate
@@ -30,7 +32,7 @@ def library(graphs):
 async def test_a_target_is_fitted_once_until_something_new_was_measured_on_it(library, graphs):
     measurements = Measurements(library)
     first = await measurements.predictor(TARGET)
-    assert first.count == FEWEST and first.inputs == {(2, BATCH, SIDE * SIDE)}
+    assert first.count == FEWEST and first.inputs == {(Kind.MAP2D, torch.float32, BATCH, SIDE * SIDE)}
     assert await measurements.predictor(TARGET) is first and measurements.fits == 1
     library.measure(graphs[40], machine={"cpu": "another", "threads": "1"})
     assert await measurements.predictor(TARGET) is first
@@ -90,6 +92,7 @@ async def test_only_the_newest_reports_are_kept(library, graphs, monkeypatch):
     library.measure(graphs[43], machine={"cpu": "another", "threads": "1"})  # an old one falls out
     with pytest.raises(PreconditionFailed, match=f"{FEWEST - 1} measurements on {CPU}"):
         await measurements.predictor(TARGET)
+    assert len(measurements._graphs) == FEWEST  # and none of what fell out
 
 
 async def test_a_reading_that_was_interrupted_goes_on_where_it_was(library, monkeypatch):

@@ -1,10 +1,6 @@
 """Pipeline aggressive: what its artifacts hold, the same bytes from two folders, and that its failure is its own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,8 +28,8 @@ from esper.tezzeret.regions import find_regions
 from esper.tezzeret.traffic import SIZES, programs_of, work_of
 from tests.artifact.samples import EVALUATION, FORGE, ROOTS
 from tests.requirements import require
+from tests.tezzeret.elsewhere import printed
 
-ROOT = Path(__file__).resolve().parents[2]
 # two steps, a norm with parameters: standard's tile is not the best
 GRAPH, INTERFACE = TEMPLATES["preactivation_conv"].graph, Interface(Kind.TOKENS, 256)
 
@@ -64,7 +60,6 @@ def test_the_files_are_standards_and_the_record_of_the_search(artifact):
 
 
 SCRIPT = """
-import sys
 from esper.blueprint.interface import Interface, Kind
 from esper.karn.templates import TEMPLATES
 from esper.tezzeret.compile import build
@@ -74,20 +69,7 @@ print(build(TEMPLATES["preactivation_conv"].graph, interface, "sm_90", "aggressi
 
 
 def test_another_process_in_another_folder_makes_the_same_id(artifact, tmp_path):
-    for package in ("esper", "kernels_triton"):
-        (tmp_path / package).symlink_to(ROOT / package)
-    (tmp_path / "temporary").mkdir()
-    environment = {
-        **os.environ,
-        "PYTHONHASHSEED": "7",
-        "PYTHONPATH": str(tmp_path),
-        "TMPDIR": str(tmp_path / "temporary"),
-        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
-    }
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stdout.strip() == artifact.artifact_id
+    assert printed(SCRIPT, tmp_path) == artifact.artifact_id
 
 
 def test_the_executor_runs_the_same_function_where_the_architecture_is_not(artifact, tmp_path):

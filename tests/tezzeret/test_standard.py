@@ -1,9 +1,6 @@
 """Pipeline standard: what its artifacts hold, the same bytes from two clean directories, the same function anywhere."""
 
 import io
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from esper.tezzeret.compile import build, compile_kernel, reference, toolchain
 from esper.tezzeret.kernels import triton_version
 from tests.artifact.samples import EVALUATION, FORGE, ROOTS
 from tests.requirements import require
+from tests.tezzeret.elsewhere import printed
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -74,8 +72,6 @@ def test_there_is_no_pickle_in_the_exported_graph(artifact):
 
 
 SCRIPT = """
-import sys
-from pathlib import Path
 from esper.blueprint.interface import Interface, Kind
 from esper.karn.templates import TEMPLATES
 from esper.tezzeret.compile import build
@@ -85,21 +81,7 @@ print(artifact.artifact_id)
 
 
 def test_another_process_in_another_folder_makes_the_same_id(artifact, tmp_path):
-    """Another copy of the sources, another folder for temporary files, another hash seed."""
-    for package in ("esper", "kernels_triton"):
-        (tmp_path / package).symlink_to(ROOT / package)
-    (tmp_path / "temporary").mkdir()
-    environment = {
-        **os.environ,
-        "PYTHONHASHSEED": "7",
-        "PYTHONPATH": str(tmp_path),
-        "TMPDIR": str(tmp_path / "temporary"),
-        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
-    }
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert ran.stdout.strip() == artifact.artifact_id
+    assert printed(SCRIPT, tmp_path) == artifact.artifact_id
 
 
 def test_without_the_architecture_the_same_function_runs_with_the_same_parameters(artifact, contents):

@@ -155,8 +155,8 @@ class Prediction(google.protobuf.message.Message):
     measurement_count: builtins.int
     """Measurements of the target that it is predicted from."""
     input_measured: builtins.bool
-    """True: kernels for this kind of interface were measured with this batch and these positions. False: the prediction
-    reaches beyond what was measured, and the errors do not speak for it.
+    """True: kernels for this kind of interface and element type, of whatever channels, were measured with this batch and
+    these positions. False: the prediction reaches beyond what was measured, and the errors do not speak for it.
     """
     def __init__(
         self,
