@@ -24,7 +24,7 @@ from esper.tezzeret.kernels import compiled, module_of, warps
 from esper.tezzeret.resources import Resources
 from esper.tezzeret.traffic import SIZES, programs_of, work_of
 
-MOST_KERNELS = 240  # compiled for one artifact: about 30 s
+MOST_KERNELS = 240  # compiled for one artifact
 TIMED = 4  # best tiles that a timer is asked about
 _TILES = (1, 2, 4, 8)  # times standard's, and half of it
 _WARPS = ((1, 1), (2, 1), (1, 2))  # times and divided by standard's elements of a warp
@@ -93,7 +93,7 @@ def _weigh(
                 files, seen, why = compiled(tiled, direction, module, concrete, target, number)
             except KernelFault as error:
                 # which error: its text may hold addresses, and the record has none
-                why = str(error).split(": ")[1] if str(error).count(": ") > 1 else type(error).__name__
+                why = type(error.__cause__ or error).__name__
                 weighed.append(Weighed(direction, rows, number, None, (), 0, why))
                 continue
             usual = seen if place == 0 else usual
