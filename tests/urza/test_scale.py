@@ -12,11 +12,11 @@ from esper.api.common.v1.artifact_pb2 import ArtifactManifest
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.urza import schema
 from esper.urza.library import CentralLibrary
-from esper.urza.writer import Writer, kernel_row
+from esper.urza.writer import Writer, blueprint_row, kernel_row
 
 from .fakes import interface
 
-ROWS = 50_000
+ROWS, BLUEPRINTS = 50_000, 500
 # 4 kinds x 62 channel counts x 2 element types: about a hundred kernels for each interface.
 CHANNELS = range(8, 504, 8)
 KINDS, ELEMENT_TYPES = (1, 2, 3, 4), (1, 2)
@@ -26,7 +26,7 @@ TAGS = ("fast", "small", "stable", "p90", "gpu")
 def some_kernel(number: int, draw: random.Random) -> pb.Kernel:
     return pb.Kernel(
         artifact_id=f"{number:064x}",
-        blueprint_id=f"{number % 500:064x}",
+        blueprint_id=f"{number % BLUEPRINTS:064x}",
         interface=interface(draw.choice(CHANNELS), kind=draw.choice(KINDS), element_type=draw.choice(ELEMENT_TYPES)),
         target=1,
         status=pb.KERNEL_STATUS_VALIDATED,
@@ -39,9 +39,11 @@ def some_kernel(number: int, draw: random.Random) -> pb.Kernel:
 
 async def fill(tx: Writer) -> None:
     draw, manifest = random.Random(7), ArtifactManifest(body=b"{}" * 1_000)
+    designs = [blueprint_row(pb.Blueprint(blueprint_id=f"{number:064x}"), number + 1) for number in range(BLUEPRINTS)]
+    await tx._connection.execute(insert(schema.blueprints), designs)
     for start in range(0, ROWS, 1_000):
         numbers = range(start, start + 1_000)
-        rows = [kernel_row(some_kernel(number, draw), manifest, number + 1) for number in numbers]
+        rows = [kernel_row(some_kernel(number, draw), manifest, BLUEPRINTS + number + 1) for number in numbers]
         await tx._connection.execute(insert(schema.kernels), rows)
 
 
