@@ -14,6 +14,7 @@ from esper.artifact.contents import write_graph_file
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.plan import plan
 from esper.errors import KernelFault
+from esper.karn.templates import TEMPLATES
 from esper.tezzeret import kernels
 from esper.tezzeret.interpreted import check_interpreted
 from esper.tezzeret.kernels import MACHINE_CODE, machine_code_files, source_files, triton_version, wide
@@ -115,6 +116,27 @@ def test_a_kernel_that_is_not_its_graph_is_found():
     wrong = {**files, "triton/region1.py": changed}
     with pytest.raises(KernelFault, match="differs from the reference in its input gradient"):
         check_interpreted(wrong, interface)
+
+
+def test_a_value_that_rounding_carries_over_a_kink_is_no_fault():
+    interface = Interface(Kind.TOKENS, 64, torch.bfloat16)
+    graph = TEMPLATES["preactivation_conv"].graph
+    concrete = plan(graph, interface)
+    regions, _ = find_regions(concrete)
+    seen = check_interpreted({"graph.json": write_graph_file(graph), **source_files(regions, concrete)}, interface)
+    assert 0 < seen["bfloat16"] < LIMITS[torch.bfloat16]
+
+
+def test_a_kernel_that_is_wrong_in_its_own_type_alone_is_found_in_every_draw():
+    interface = Interface(Kind.TOKENS, 8, torch.bfloat16)
+    concrete = plan(CHAIN, interface)
+    regions, _ = find_regions(concrete)
+    files = {"graph.json": write_graph_file(CHAIN), **source_files(regions, concrete)}
+    right = files["triton/region1.py"]
+    changed = right.replace(b"* (1.0 - v5 * v5)", b"* (1.0 - v5 * v5 * (v0_ptr.dtype.element_ty == tl.float32))")
+    assert changed != right
+    with pytest.raises(KernelFault, match=r"bfloat16, in each of 8 draws: 0\.\d+ from float64, at most"):
+        check_interpreted({**files, "triton/region1.py": changed}, interface)
 
 
 def test_text_is_for_people_and_the_same_each_time():
