@@ -37,7 +37,7 @@ TARGETS = {
     "standard": ("sm_90", Target(5000.0)),
     "aggressive": ("sm_90", Target(60_000.0)),
 }
-KINDS = {"compile": "esper.tezzeret.job:compile_job"}
+KINDS = {"compile": "esper.runtime.compile_worker:compile_confined"}
 INTERFACES = (Interface(Kind.TOKENS, 64), Interface(Kind.MAP2D, 64))
 TIMEOUT_S = 300.0
 TORCH = """

@@ -1,8 +1,9 @@
 """A pool of single-use worker processes, forked ahead of time from a warm one.
 
 Each job gets a process that has imported torch and nothing else's state. Workers run at
-the lowest priority with one thread. A worker that dies, or is still at work at its
-deadline, costs its own job only. A warm process that dies takes its workers with it and
+the lowest priority with one thread, each in a folder of its own. A worker that dies, or is
+still at work at its deadline, costs its own job only; what it started ends with it, and
+its folder is removed. A warm process that dies takes its workers with it and
 is started again.
 """
 
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from esper.errors import DeadlineExceeded, Exhausted, KernelFault, Unavailable
-from esper.runtime.warm import DONE, FAILED, PARTIAL
+from esper.runtime.warm import DONE, FAILED, PARTIAL, folder_of
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ class Pool:
             raise
         finally:
             if child is not None:
-                _end(child)
+                self._end(child)
             self.busy -= 1
             self._busy_long -= waiting.long
             self._dispatch()
@@ -222,6 +223,13 @@ class Pool:
             if child.generation == self._generation and not child.writer.is_closing() and not child.reader.at_eof():
                 return child
             child.writer.close()
+
+    def _end(self, child: _Child) -> None:
+        """Single use: whatever it and its children are doing, it is over."""
+        child.writer.close()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the second: macOS, where all have ended
+            os.killpg(child.pid, signal.SIGKILL)
+        shutil.rmtree(folder_of(self._folder, child.pid), ignore_errors=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # cancelled: the loop ends while a child is still saying hello
@@ -309,10 +317,3 @@ def _settle(answer: asyncio.Future[bytes], value: bytes = b"", *, error: Excepti
         answer.set_result(value)
     else:
         answer.set_exception(error)
-
-
-def _end(child: _Child) -> None:
-    """Single use: whatever it is doing, it is over."""
-    child.writer.close()
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child.pid, signal.SIGKILL)

@@ -59,7 +59,7 @@ from esper.urza.service import LibraryServicer, open_library
 Build = Callable[[Platform], Awaitable[None]]
 
 WORKSHOP = {
-    "compile": "esper.tezzeret.job:compile_job",
+    "compile": "esper.runtime.compile_worker:compile_confined",
     "evaluate": "esper.urabrask.job:evaluate_job",
     "isolation": "esper.urabrask.job:isolation_job",
     "usefulness": "esper.urabrask.job:usefulness_job",

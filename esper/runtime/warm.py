@@ -3,7 +3,8 @@
 Started as `python -m esper.runtime.warm SOCKET KIND=MODULE:FUNCTION ...`. Reads commands
 from standard input, one JSON object a line: {"fork": n, "generation": g} forks children,
 {"preload": [module:function, argument]} calls something whose result later children inherit. A child
-connects to SOCKET, takes one job, answers and exits; so no job sees another's leavings.
+connects to SOCKET, takes one job, answers and exits; so no job sees another's leavings. It leads a
+process group and keeps temporary files in a folder of its own, by which its pool removes what it leaves.
 The process runs no thread of its own, which is what makes forking it sound.
 """
 
@@ -16,7 +17,9 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Job = Callable[[bytes, Callable[[bytes], None]], bytes]
@@ -91,6 +94,8 @@ def _serve(path: str, jobs: dict[str, Job], generation: int) -> None:
     status = 1
     try:
         die_with_parent()
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a job waits for what it starts, and is told how that ended
         os.nice(19)
         os.close(0)
         with socket.socket(socket.AF_UNIX) as connection:
@@ -98,12 +103,24 @@ def _serve(path: str, jobs: dict[str, Job], generation: int) -> None:
             send(connection, DONE, f"{os.getpid()} {generation}".encode())
             _, kind = receive(connection)
             _, payload = receive(connection)
+            _keep_temporary_files_in(folder_of(Path(path).parent, os.getpid()))
             _answer(connection, jobs[kind.decode()], payload)
         status = 0
     except EOFError:
         status = 0  # the pool closed: this spare is not needed any more
     finally:
         os._exit(status)
+
+
+def folder_of(pool: Path, pid: int) -> Path:
+    """Where a worker keeps temporary files, below its pool's folder."""
+    return pool / str(pid)
+
+
+def _keep_temporary_files_in(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = str(folder)
+    tempfile.tempdir = None  # have it look again
 
 
 def _answer(connection: socket.socket, job: Job, payload: bytes) -> None:

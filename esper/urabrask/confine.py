@@ -45,18 +45,17 @@ def confined(
     The calling process must have one thread. Raises Unavailable where no isolation can be had here.
     """
     deadline = time.monotonic() + timeout_s
-    with _children_awaited():
-        read, write = os.pipe()
-        parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            _live(work, payload, write, lambda: enter(limits, write, parent, prepare, shut_off))
-        os.close(write)
-        try:
-            outcome = _listen(read, deadline)
-        finally:
-            os.close(read)
-            status, late = _end(child, deadline)
+    read, write = os.pipe()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _live(work, payload, write, lambda: enter(limits, write, parent, prepare, shut_off))
+    os.close(write)
+    try:
+        outcome = _listen(read, deadline)
+    finally:
+        os.close(read)
+        status, late = _end(child, deadline)
     outcome.ending = _ending(outcome, status, late, limits, timeout_s)
     if reasons := [body for kind, body in outcome.frames if kind == _NO_JAIL]:
         raise Unavailable(reasons[0].decode(errors="replace"))
@@ -149,16 +148,3 @@ def _ending(outcome: Outcome, status: int, late: bool, limits: Limits, timeout_s
     if raised:
         return f"raised {raised[0]}"
     return f"ended with status {code}" if code else ""
-
-
-@contextlib.contextmanager
-def _children_awaited() -> Iterator[None]:
-    """A worker may leave its children to the kernel (SIGCHLD ignored); then nobody could tell how they ended."""
-    ignored = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-    if ignored:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        if ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_IGN)

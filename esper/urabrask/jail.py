@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,18 +135,24 @@ def _refuse_calls() -> str:
     return f"the system call filter does not hold: {leak}" if leak else ""
 
 
+def bound(bounds: Mapping[int, int]) -> None:
+    """Lower this process's limits for good, by kind of resource; a hard limit that is lower stays."""
+    for kind, most in bounds.items():
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        # at the soft limit of processor time the process gets SIGXCPU, by which its end is known
+        resource.setrlimit(kind, (most, most + 1 if kind == resource.RLIMIT_CPU and most != hard else most))
+
+
 def _limit(limits: Limits) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    bounds = {
-        resource.RLIMIT_AS: pages * os.sysconf("SC_PAGE_SIZE") + limits.memory_bytes,
-        resource.RLIMIT_CPU: limits.cpu_s,
-        resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_FSIZE: limits.file_bytes,
-        resource.RLIMIT_NPROC: 0,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, bound in bounds.items():
-        _, hard = resource.getrlimit(kind)
-        bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-        # at the soft limit of processor time the process gets SIGXCPU, by which its end is known
-        resource.setrlimit(kind, (bound, bound + 1 if kind == resource.RLIMIT_CPU and bound != hard else bound))
+    bound(
+        {
+            resource.RLIMIT_AS: pages * os.sysconf("SC_PAGE_SIZE") + limits.memory_bytes,
+            resource.RLIMIT_CPU: limits.cpu_s,
+            resource.RLIMIT_NOFILE: limits.open_files,
+            resource.RLIMIT_FSIZE: limits.file_bytes,
+            resource.RLIMIT_NPROC: 0,
+            resource.RLIMIT_CORE: 0,
+        }
+    )

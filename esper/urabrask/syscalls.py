@@ -1,4 +1,6 @@
-"""A seccomp filter for evaluation children: no sockets, programs, processes, changed files or signals to others.
+"""Seccomp filters. Of evaluation children: no sockets, programs, processes, changed files or signals to others.
+
+Of processes that are trusted with all but the network: no sockets.
 
 Written as classic BPF and installed by the seccomp system call, which needs no
 privilege once no_new_privs is set. See seccomp(2) and linux/seccomp.h.
@@ -9,6 +11,8 @@ import errno
 import os
 import platform
 import struct
+import sys
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from esper.errors import Unavailable
@@ -29,6 +33,7 @@ class _Machine(NamedTuple):
 
     audit: int
     seccomp: int
+    sockets: tuple[int, ...]  # socket, and io_uring_setup, which can make one
     clone: int
     clone3: int
     openat2: int
@@ -41,6 +46,7 @@ _MACHINES = {
     "x86_64": _Machine(
         audit=0xC000003E,
         seccomp=317,
+        sockets=(41, 425),
         clone=56,
         clone3=435,
         openat2=437,
@@ -62,6 +68,7 @@ _MACHINES = {
     "aarch64": _Machine(
         audit=0xC00000B7,
         seccomp=277,
+        sockets=(198, 425),
         clone=220,
         clone3=435,
         openat2=437,
@@ -84,10 +91,22 @@ class _Program(ctypes.Structure):
 
 def install() -> None:
     """Filter every thread of this process from here on; there is no way back. Raises Unavailable, saying why."""
+    _install(lambda machine: _compile(machine, os.getpid()))
+
+
+def refuse_network() -> None:
+    """No new socket in any thread of this process from here on, nor in what it starts; as `install` otherwise."""
+    _install(_compile_no_sockets)
+
+
+def _install(compiled: Callable[[str], bytes]) -> None:
     machine = platform.machine()
-    if machine not in _MACHINES:
-        raise Unavailable(f"no system call filter is written for {machine}; there is one for {', '.join(_MACHINES)}")
-    code = _compile(machine, os.getpid())
+    if sys.platform != "linux" or machine not in _MACHINES:
+        written = ", ".join(_MACHINES)
+        raise Unavailable(
+            f"no system call filter is written for {sys.platform} on {machine}; there is one for {written}"
+        )
+    code = compiled(machine)
     program = _Program(len(code) // 8, code)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -104,16 +123,7 @@ def _compile(machine: str, pid: int) -> bytes:
     """
     calls = _MACHINES[machine]
     deny, unknown = (_line(_RETURN, _ERRNO | code) for code in (errno.EPERM, errno.ENOSYS))
-    lines = [
-        _line(_LOAD, _MACHINE_AT),
-        _line(_EQUAL, calls.audit, 1, 0),
-        _line(_RETURN, _KILL_PROCESS),
-        _line(_LOAD, _NUMBER_AT),
-        _line(_AT_LEAST, _X32_CALLS, 0, 1),
-        deny,
-    ]
-    for number in calls.refused:
-        lines += [_line(_EQUAL, number, 0, 1), deny]
+    lines = [*_head(calls), *_refused(calls.refused)]
     for number in (calls.clone3, calls.openat2):
         lines += [_line(_EQUAL, number, 0, 1), unknown]
     allow = _line(_RETURN, _ALLOW)
@@ -124,6 +134,28 @@ def _compile(machine: str, pid: int) -> bytes:
         lines += [_line(_EQUAL, number, 0, 4), _line(_LOAD, _ARGUMENT_AT), _line(_EQUAL, pid, 1, 0), deny, allow]
     lines += [_line(_EQUAL, calls.clone, 0, 3), _line(_LOAD, _ARGUMENT_AT), _line(_ANY_BIT, _CLONE_THREAD, 1, 0)]
     return b"".join([*lines, deny, allow])
+
+
+def _compile_no_sockets(machine: str) -> bytes:
+    calls = _MACHINES[machine]
+    return b"".join([*_head(calls), *_refused(calls.sockets), _line(_RETURN, _ALLOW)])
+
+
+def _head(calls: _Machine) -> list[bytes]:
+    """End a process that calls by another machine's numbers, and refuse x32's; the call's number is loaded then."""
+    return [
+        _line(_LOAD, _MACHINE_AT),
+        _line(_EQUAL, calls.audit, 1, 0),
+        _line(_RETURN, _KILL_PROCESS),
+        _line(_LOAD, _NUMBER_AT),
+        _line(_AT_LEAST, _X32_CALLS, 0, 1),
+        _line(_RETURN, _ERRNO | errno.EPERM),
+    ]
+
+
+def _refused(numbers: Sequence[int]) -> list[bytes]:
+    deny = _line(_RETURN, _ERRNO | errno.EPERM)
+    return [line for number in numbers for line in (_line(_EQUAL, number, 0, 1), deny)]
 
 
 def _line(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:

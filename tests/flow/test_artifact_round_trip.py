@@ -270,7 +270,7 @@ async def test_the_next_start_needs_no_library(circle, tmp_path):
 async def test_the_jobs_run_in_the_runtimes_own_pool(circle, tmp_path):
     """Single-use workers forked from a warm process, as `esper up` has them."""
     kinds = {
-        "compile": "esper.tezzeret.job:compile_job",
+        "compile": "esper.runtime.compile_worker:compile_confined",
         "evaluate": "esper.urabrask.job:evaluate_job",
         "isolation": "esper.urabrask.job:isolation_job",
     }

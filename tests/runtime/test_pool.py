@@ -15,7 +15,10 @@ import pytest_asyncio
 from esper.errors import DeadlineExceeded, Exhausted, KernelFault, Unavailable
 from esper.runtime.pool import MAX_FAILED_STARTS, Pool
 
-KINDS = ("echo", "pid", "remember", "nap", "count", "refuse", "leave", "die", "prepared", "state")
+KINDS = (
+    *("echo", "pid", "remember", "nap", "count", "refuse", "leave", "die", "prepared", "state"),
+    *("child_status", "start_and_nap", "confined_attempt"),
+)
 LIMIT_S = 60.0
 
 # One pool for most tests, and so one event loop: a pool takes as long to start as torch takes to import.
@@ -114,6 +117,40 @@ async def test_a_job_over_its_limit_is_ended_with_its_worker(pool):
         await pool.run("nap", b"60", 0.3, on_partial=said.append)
     assert await pool.run("echo", b"on", LIMIT_S) == b"on"
     await ends(int(said[0]))
+
+
+@pytest.mark.parametrize("status", [0, 3])
+async def test_a_job_is_told_how_what_it_started_ended(pool, status):
+    assert await pool.run("child_status", str(status).encode(), LIMIT_S) == str(status).encode()
+
+
+@pytest.mark.parametrize(("nap_s", "limit_s"), [(0, LIMIT_S), (60, 2)], ids=["done", "over its limit"])
+async def test_what_a_job_started_ends_with_it_and_its_files_are_removed(pool, nap_s, limit_s):
+    said: list[bytes] = []
+    with contextlib.suppress(DeadlineExceeded):
+        await pool.run("start_and_nap", str(nap_s).encode(), limit_s, on_partial=said.append)
+    started, file = said[0].decode().split()
+    await ends(int(started))
+    assert Path(file).is_relative_to(pool._folder)
+    assert not Path(file).parent.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no system call filter elsewhere")
+@pytest.mark.parametrize(
+    ("what", "comes"),
+    [
+        ("memory", "MemoryError: "),
+        ("file", "OSError: [Errno 27] File too large"),
+        ("files", "OSError: [Errno 24] Too many open files: '/dev/null'"),
+        ("socket", "PermissionError: [Errno 1] Operation not permitted"),
+        ("unix socket", "PermissionError: [Errno 1] Operation not permitted"),
+        ("program", "CalledProcessError: Command "),
+        ("work", "done"),
+    ],
+)
+async def test_a_forge_worker_has_limits_and_no_network_and_neither_has_what_it_starts(pool, what, comes):
+    assert (await pool.run("confined_attempt", what.encode(), LIMIT_S)).decode().startswith(comes)
+    assert await pool.run("echo", b"on", LIMIT_S) == b"on"
 
 
 async def test_partial_answers_come_in_order_before_the_last(pool):

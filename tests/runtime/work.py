@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 Emit = Callable[[bytes], None]
 SEEN: list[bytes] = []
@@ -49,6 +53,47 @@ def leave(payload: bytes, emit: Emit) -> bytes:
 def die(payload: bytes, emit: Emit) -> bytes:
     os.kill(os.getpid(), signal.SIGKILL)
     return b"unreachable"
+
+
+def child_status(payload: bytes, emit: Emit) -> bytes:
+    """What a child that ends with `payload` is seen to end with."""
+    return str(
+        subprocess.run([sys.executable, "-c", f"raise SystemExit({int(payload)})"], check=False).returncode
+    ).encode()
+
+
+def start_and_nap(payload: bytes, emit: Emit) -> bytes:
+    """Start a process that outlasts the job, keep a file, say where both are, and sleep."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    file = Path(tempfile.mkstemp()[1])
+    emit(f"{child.pid} {file}".encode())
+    time.sleep(float(payload))
+    return b"rested"
+
+
+def confined_attempt(payload: bytes, emit: Emit) -> bytes:
+    """What comes of something that a forge worker may not do, or may, by name."""
+    from esper.runtime.compile_worker import FILE_BYTES, MEMORY_BYTES, confined
+
+    attempts = {
+        "memory": lambda: bytearray(MEMORY_BYTES + (1 << 20)),
+        "file": lambda: os.truncate(tempfile.mkstemp()[1], FILE_BYTES + 1),
+        "files": lambda: [os.open(os.devnull, os.O_RDONLY) for _ in range(300)],
+        "socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+        "unix socket": lambda: socket.socket(socket.AF_UNIX),
+        "program": lambda: subprocess.run([sys.executable, "-c", "import socket; socket.socket()"], check=True),
+        "work": lambda: subprocess.run([sys.executable, "-c", "print(1)"], check=True, stdout=subprocess.DEVNULL),
+    }
+
+    def work() -> bytes:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            attempts[payload.decode()]()
+        except (OSError, MemoryError, subprocess.CalledProcessError) as error:
+            return f"{type(error).__name__}: {error}".encode()
+        return b"done"
+
+    return confined(work)
 
 
 def prepare(argument: object) -> None:

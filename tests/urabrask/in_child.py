@@ -110,17 +110,6 @@ def run(payload: bytes) -> bytes:
     return json.dumps({"frames": frames, "ending": outcome.ending, "left": len(_descriptors())}).encode()
 
 
-def run_ignoring_children(payload: bytes) -> bytes:
-    """The same where the process leaves its children to the kernel, as a pool's workers do."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
-        reply = run(payload)
-        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
-        return reply
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-
 def without(payload: bytes) -> bytes:
     """What a worker says where ways of isolation are missing: "namespace", "filter" or both, comma-separated."""
     missing = payload.decode().split(",")

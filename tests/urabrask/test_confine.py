@@ -7,8 +7,8 @@ import pytest
 HERE = "tests.urabrask.in_child"
 
 
-def ended(lab, how: str, where: str = "run") -> tuple[list, str]:
-    reply = json.loads(lab.call(f"{HERE}:{where}", how.encode()))
+def ended(lab, how: str) -> tuple[list, str]:
+    reply = json.loads(lab.call(f"{HERE}:run", how.encode()))
     return reply["frames"], reply["ending"]
 
 
@@ -16,7 +16,6 @@ def test_a_child_that_ends_well(lab):
     assert ended(lab, "nothing") == ([["1", "one"], ["2", "two"]], "")
 
 
-@pytest.mark.parametrize("where", ["run", "run_ignoring_children"])
 @pytest.mark.parametrize(
     ("how", "ending"),
     [
@@ -29,8 +28,8 @@ def test_a_child_that_ends_well(lab):
         ("burns", "used 1 s of processor time, the limit"),
     ],
 )
-def test_a_child_that_does_not(lab, how, ending, where):
-    assert ended(lab, how, where) == ([["1", "one"]], ending)
+def test_a_child_that_does_not(lab, how, ending):
+    assert ended(lab, how) == ([["1", "one"]], ending)
 
 
 def test_a_child_that_says_too_much_is_cut_off(lab):
