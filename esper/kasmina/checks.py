@@ -45,7 +45,7 @@ def check_graft(seed: Seed, table: SeedTable, max_live: int) -> None:
     if len(live) >= max_live:
         raise Conflict(
             f"seed {live[0].id} is {live[0].state.name}; at most {max_live} graft may be judged at a time, "
-            "because verdicts on several are confounded: wait for its verdict, or raise max_live"
+            "because verdicts on several are confounded: wait for its verdict"
         )
 
 

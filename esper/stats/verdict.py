@@ -35,6 +35,18 @@ def judge(seen: Paired, rule: Rule) -> tuple[bool, str]:
     return True, numbers
 
 
+def probability_above(seen: Paired, gain: float) -> float:
+    """Probability that the true gain is above `gain`, were the paired difference normal; 0.5 where nothing tells."""
+    if not math.isfinite(seen.gain) or math.isnan(seen.gain_standard_error):
+        return 0.5
+    above = seen.gain - gain
+    if not above:
+        return 0.5
+    if not seen.gain_standard_error:
+        return float(above > 0)
+    return 0.5 * math.erfc(-above / seen.gain_standard_error / math.sqrt(2))
+
+
 def nominal_false_keep_rate(rule: Rule) -> float:
     """Probability that `judge` keeps a graft whose true difference is 0, were differences normal and pairs many.
 

@@ -1,9 +1,8 @@
 """Act on what the nursery found: insert the best, cull what showed nothing, cancel the rest."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 
-from esper.stats.verdict import judge
+from esper.stats.verdict import judge, probability_above
 from esper.tamiyo.actions import Act, Cancel, Cull, Decided, Insert, Order, Plan, Weighed
 from esper.tamiyo.masks import cooldown_steps, event_flops, may_insert
 from esper.tamiyo.memory import Memory
@@ -146,12 +145,9 @@ def _insertion(
         flops=event_flops(view, memory, 0, 0),
         cooldown_steps=cooldown_steps(view, memory),
     )
-    return Decided(Act.MODIFY, reason, tuple(orders), plan, _confidence(best), 0.5, tuple(weighed))
-
-
-def _confidence(curve: CurveView) -> float:
-    """Probability that the gain is above 0, were the paired difference normal."""
-    return statistics.NormalDist().cdf(max(-8.0, min(8.0, curve.points[-1][1].standard_errors)))
+    return Decided(
+        Act.MODIFY, reason, tuple(orders), plan, probability_above(best.points[-1][1], 0.0), 0.5, tuple(weighed)
+    )
 
 
 def _remember(memory: Memory, curve: CurveView, event_id: str) -> None:

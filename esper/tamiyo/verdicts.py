@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from esper.stats.verdict import judge, nominal_false_keep_rate
+from esper.stats.verdict import judge, nominal_false_keep_rate, probability_above
 from esper.tamiyo.actions import Act, Advance, Cull, Decided, Judged, Plan
 from esper.tamiyo.masks import cooldown_steps, mask_key
 from esper.tamiyo.memory import Memory
@@ -61,15 +61,17 @@ def _judge(view: RunView, memory: Memory, measured: MeasureView, seed: SeedView)
         confounded,
     )
     _remember(memory, measured, confounded)
+    worth = probability_above(measured.paired, rule.min_gain)
     if keep:
-        return _stay(view, memory, seed, verdict)
+        return _stay(view, memory, seed, verdict, worth)
     memory.masked[mask_key(seed.key.site, seed.artifact_id)] = view.step + 2 * view.scheme.event_spacing_steps
     memory.fruitless_events += 1
     plan = _removal(view, memory, seed)
-    return Decided(Act.REMOVE_SEED, reason, ((Cull(seed.key, True), reason),), plan, 0.9, 0.8, verdict=verdict)
+    cull = (Cull(seed.key, True), reason)
+    return Decided(Act.REMOVE_SEED, reason, (cull,), plan, 1.0 - worth, 0.8, verdict=verdict)
 
 
-def _stay(view: RunView, memory: Memory, seed: SeedView, verdict: Judged) -> Decided:
+def _stay(view: RunView, memory: Memory, seed: SeedView, verdict: Judged, confidence: float) -> Decided:
     """A round passed: fine-tuning. All rounds passed, in whatever order they came: a fossil."""
     passed = memory.passed.setdefault(_life(seed), [])
     if verdict.round not in passed:
@@ -88,7 +90,7 @@ def _stay(view: RunView, memory: Memory, seed: SeedView, verdict: Judged) -> Dec
         cooldown_steps=cooldown_steps(view, memory),
     )
     orders = tuple((Advance(seed.key, to), verdict.reason) for to in path)
-    return Decided(Act.MODIFY, verdict.reason, orders, plan, 0.9, 0.3, verdict=verdict)
+    return Decided(Act.MODIFY, verdict.reason, orders, plan, confidence, 0.3, verdict=verdict)
 
 
 def _life(seed: SeedView) -> str:

@@ -125,7 +125,7 @@ def test_a_kernel_that_is_gone_is_named():
 def test_one_graft_at_a_time_unless_more_are_allowed():
     executor, optimizer, first = prepared(State.GRAFTING)
     second = builders.lead(executor, State.TRAINING, optimizer, seed=SeedId("2", 1))
-    with pytest.raises(Conflict, match=r"seed 2/0 is GRAFTING; at most 1 graft.*raise max_live"):
+    with pytest.raises(Conflict, match=r"seed 2/0 is GRAFTING; at most 1 graft.*wait for its verdict"):
         executor.insert(second, optimizer, 20, 5, "test")
     executor.max_live = 2
     executor.insert(second, optimizer, 20, 5, "test")

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from esper.stats.paired import Paired, compare
-from esper.stats.verdict import Rule, judge, nominal_false_keep_rate
+from esper.stats.verdict import Rule, judge, nominal_false_keep_rate, probability_above
 from tests import builders
 
 finite = st.floats(-10, 10)
@@ -94,3 +94,25 @@ def test_the_default_rule_keeps_fewer_useless_grafts_than_the_nominal_rate():
     arm = control + 0.1 * torch.randn(1000, 250, generator=generator)
     rate = sum(kept(compare(a, c), Rule()) for a, c in zip(arm, control, strict=True)) / 1000
     assert rate < nominal_false_keep_rate(Rule()) == pytest.approx(0.1587, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("seen", "gain", "probability"),
+    [
+        (Paired(100, 0.9, 1.0, 0.1), 0.0, 0.8413),  # one standard error above
+        (Paired(100, 0.9, 1.0, 0.1), 0.1, 0.5),
+        (Paired(100, 1.8, 2.0, 0.1), 0.2, 0.0228),  # two below
+        (Paired(100, 0.9, 1.0, 0.0), 0.05, 1.0),
+        (Paired(100, 0.9, 1.0, 0.0), 0.15, 0.0),
+        (Paired(100, math.nan, 1.0, 0.1), 0.0, 0.5),
+        (Paired(100, 0.9, 1.0, math.inf), 0.0, 0.5),
+    ],
+)
+def test_the_probability_of_a_gain_is_that_of_a_normal_difference(seen, gain, probability):
+    assert probability_above(seen, gain) == pytest.approx(probability, abs=1e-4)
+
+
+@given(finite, finite, positive, rules)
+def test_what_is_kept_is_worth_it_more_likely_than_not(mean, control, error, rule):
+    seen = Paired(100, mean, control, error)
+    assert not kept(seen, rule) or probability_above(seen, rule.min_gain) >= 0.5

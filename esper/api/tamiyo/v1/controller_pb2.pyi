@@ -91,7 +91,9 @@ class Decision(google.protobuf.message.Message):
     kind: global___DecisionKind.ValueType
     """What kind of change."""
     confidence: builtins.float
-    """How sure, 0 to 1."""
+    """How sure, 0 to 1. Of a verdict and of an insertion: the probability that the true gain is on the side decided for,
+    were the paired difference normal.
+    """
     urgency: builtins.float
     """How soon it should take effect, 0 to 1."""
     reason: builtins.str
