@@ -84,9 +84,9 @@ class SnapshotReference(google.protobuf.message.Message):
     step: builtins.int
     """Step after whose update it was taken."""
     path: builtins.str
-    """Where the file is on the machine that wrote it. Empty: only in the blob store."""
+    """Where the file is on the machine that wrote it; whoever reads it needs that file system."""
     digest: builtins.str
-    """sha256 of the file, in hexadecimal. Empty: not computed yet."""
+    """sha256 of the file, in hexadecimal. Empty: not computed."""
     size_bytes: builtins.int
     """Size of the file in bytes."""
     def __init__(
