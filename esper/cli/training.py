@@ -37,7 +37,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-services", action="store_true", help="all components in this process, called directly")
     parser.add_argument("--no-view", action="store_true", help="plain lines instead of the live view")
     parser.add_argument("--run-id", default="", help="name of the run; made up if absent")
-    parser.add_argument("--home", default=".esper", help="folder of the runtime (default .esper)")
+    parser.add_argument("--home", help="folder of the runtime (default .esper)")
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -47,15 +47,27 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     if options.resume:
-        spec = read_spec(find_run(RUNS, options.resume).folder / "spec.json")
-        spec = dataclasses.replace(spec, resume=True, home=options.home)
-        return _conduct(spec, options, controls=options.controls)
+        return _conduct(_resumed(options), options, controls=options.controls)
     if not options.what:
         raise InvalidConfig("name a task as module:callable or a YAML file, or --resume a run")
     spec = _over(_read(options.what), options)
     return _conduct(
         spec.named(spec.task.partition(":")[0].rpartition(".")[2].lower()), options, controls=options.controls
     )
+
+
+def _resumed(options: argparse.Namespace) -> TrainSpec:
+    """The spec that a run was started with; `--home` may say where its runtime is now, and nothing else may differ."""
+    spec = read_spec(find_run(RUNS, options.resume).folder / "spec.json")
+    others = ("what", "policy", "seed", "steps", "device", "deterministic", "run_id")
+    given = [name for name in others if all(getattr(options, name) is not unset for unset in (None, False, ""))]
+    given += ["no_services"] if options.no_services and spec.services else []
+    if given:
+        words = ", ".join(options.what if name == "what" else f"--{name.replace('_', '-')}" for name in given)
+        raise InvalidConfig(
+            f"--resume goes on with run {options.resume} as it was started and cannot heed {words}: leave it out"
+        )
+    return dataclasses.replace(spec, resume=True, home=options.home or spec.home)
 
 
 def _read(what: str) -> TrainSpec:
@@ -91,7 +103,7 @@ def _over(spec: TrainSpec, options: argparse.Namespace) -> TrainSpec:
         deterministic=options.deterministic or spec.deterministic,
         services=not options.no_services and spec.services,
         run_id=options.run_id or spec.run_id,
-        home=options.home,
+        home=options.home or spec.home,
     )
 
 

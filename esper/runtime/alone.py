@@ -23,7 +23,7 @@ from esper.runtime.components import Components
 from esper.runtime.controls import control_jobs, count_ends, summarise
 from esper.runtime.home import Home
 from esper.runtime.platform import now
-from esper.runtime.runs import read_run
+from esper.runtime.runs import check_resumable, read_run
 from esper.runtime.spec import TrainSpec
 from esper.runtime.trainer import build, run_session
 from esper.runtime.view import watch
@@ -36,10 +36,12 @@ Event = observability_pb2.RunEvent
 def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     """Train a run as its spec says, and its controls if wanted, here. Returns the exit status.
 
-    Raises Conflict where a runtime holds the home.
+    Raises Conflict where a runtime holds the home, and as `check_resumable` for a run to be resumed.
     """
     torch.set_num_threads(spec.threads)
     task, parts, handle = build(spec)
+    if spec.resume:
+        check_resumable(read_run(Path(spec.directory)), spec.steps or task.steps)
     plan = Plan(
         run_id=spec.run_id,
         directory=Path(spec.directory).absolute(),

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from esper.runtime.controls import control_jobs, count_ends, summarise
 from esper.runtime.home import Home
 from esper.runtime.launch import Child, find_or_start_runtime, start_trainer
 from esper.runtime.platform import now
-from esper.runtime.runs import StoredRun, read_run
+from esper.runtime.runs import StoredRun, check_resumable, read_run
 from esper.runtime.spec import TrainSpec
 from esper.runtime.view import watch
 from esper.tolaria.settings import GrowthSettings
@@ -38,9 +38,12 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     """Train a run in a process of its own and show it. Returns the exit status.
 
     `controls`: afterwards train the same model never grown, and one of the final size.
-    Raises Unavailable where runtime or trainer cannot be had or end early, with the end of their log.
+    Raises Unavailable where runtime or trainer cannot be had or end early, with the end of their log, and
+    PreconditionFailed for a run to be resumed that has reached its last step.
     """
     task = load_task(spec.task, spec.arguments, spec.import_paths)
+    if spec.resume:
+        check_resumable(read_run(Path(spec.directory)), spec.steps or task.steps)
     settings = spec.growth_settings(task.growth)
     spec.budget_settings()
     home = Home(Path(spec.home))
@@ -78,18 +81,32 @@ async def _accompany(
             jobs = control_jobs(run, settings.validate_every_steps) if controls else []
             await _conclude(run, jobs, following, channel)
 
-        concluding = asyncio.create_task(conclude())
-        await watch(following.events(), live=None if live else False)
-        await concluding
+        await _both(watch(following.events(), live=None if live else False), conclude())
         print(await _report(spec.run_id, channel))
 
 
+async def _both(*works: Coroutine[Any, Any, object]) -> None:
+    """All of them, at once; what one raises ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _pass_on_interrupts(trainer: Child) -> None:
-    """The first Ctrl-C ends training in good order, with its result; a second one ends this process."""
+    """The first Ctrl-C ends training in good order, with its result; a second one, or one after that, this process."""
     loop, caller = asyncio.get_running_loop(), asyncio.current_task()
     assert caller is not None
 
     def ask() -> None:
+        if not trainer.running:
+            caller.cancel()
+            return
         loop.add_signal_handler(signal.SIGINT, caller.cancel)
         trainer.process.send_signal(signal.SIGTERM)
 
@@ -126,16 +143,19 @@ class Following:
                 task.cancel()
 
     async def _read(self) -> None:
+        """Events to the end of the log, once training has ended: a resumed run has an earlier end in its log."""
         stub: Any = observability_pb2_grpc.ObservabilityServiceStub(self.channel)
         request = observability_pb2.WatchRunRequest(run_id=self.run_id)
         while True:
-            try:
+            ended = self.ended.is_set()
+            with contextlib.suppress(NotFound):
                 async for reply in stub.WatchRun(request):
                     self._incoming.put_nowait(reply.event)
-                self._incoming.put_nowait(None)
-                return
-            except NotFound:  # it has not said hello yet
-                await asyncio.sleep(0.1)
+                    request.after_position = reply.event.position
+                if ended:
+                    self._incoming.put_nowait(None)
+                    return
+            await asyncio.sleep(0.1)
 
     async def _guard(self) -> None:
         """Notice the end of the training process."""

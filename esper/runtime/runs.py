@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.errors import Corrupt, NotFound
+from esper.errors import Corrupt, NotFound, PreconditionFailed
 from esper.nissa.genealogy import in_words
 
 
@@ -42,6 +42,15 @@ def list_runs(root: Path) -> list[StoredRun]:
 def read_run(folder: Path) -> StoredRun:
     """A run's files; one that is not there is an empty mapping. Raises Corrupt for one that does not parse."""
     return StoredRun(folder, *(_json(folder / f"{name}.json") for name in ("spec", "result", "lineage")))
+
+
+def check_resumable(run: StoredRun, total_steps: int) -> None:
+    """Raises PreconditionFailed for a run that has reached its last step: what it would read is gone."""
+    if run.result.get("steps", 0) >= total_steps:
+        raise PreconditionFailed(
+            f"run {run.run_id} ended at its last step, {total_steps}, and its model is in {run.folder}; "
+            "start a new run to train on"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
