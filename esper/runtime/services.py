@@ -74,6 +74,8 @@ FORGE_IDLE_S = 60.0
 ARCHIVE_S = 60.0
 # How often an idle evaluator looks for promoted kernels to try further.
 SECOND_PASS_AFTER_S = 180.0
+# How often it looks for kernels that were left without a verdict, and how long one may be on its way over the bus.
+BACKLOG_AFTER_S = 180.0
 
 
 async def build_oona(platform: Platform) -> None:
@@ -176,6 +178,8 @@ async def build_urabrask(platform: Platform) -> None:
     platform.mount(evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server, servicer)
     for number in range(platform.workers):
         platform.task(f"urabrask/{number}", functools.partial(consume_kernels, platform.bus, evaluator))
+    if not evaluator.unpromotable:
+        platform.task("urabrask/backlog", functools.partial(evaluator.backlog.run, BACKLOG_AFTER_S))
 
 
 def _operations(platform: Platform) -> Operations:
