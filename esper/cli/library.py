@@ -121,7 +121,7 @@ async def search(options: argparse.Namespace, channel: Any) -> str:
         ancestor_of_blueprint_id=await blueprint_named(options.ancestor_of, channel),
         limit=_natural("--limit", options.limit),
     )
-    return text.matches((await _stub(channel).SearchKernels(request)).matches)
+    return text.matches(await _stub(channel).SearchKernels(request))
 
 
 async def show(options: argparse.Namespace, channel: Any) -> str:

@@ -122,7 +122,10 @@ async def find(reader: Reader, request: pb.SearchKernelsRequest, tables: SearchT
         families = await _families(reader, request, tables.pedigree)
         places = await tables.rank(reader, scope, wish, families)
         records = await reader.kernel_records([place.artifact_id for place in places])
-        reply = pb.SearchKernelsResponse(header=ReplyHeader(revision=(await reader.head()).revision))
+        reply = pb.SearchKernelsResponse(
+            header=ReplyHeader(revision=(await reader.head()).revision),
+            empty_reason="" if places else tables.unmeasured(scope, wish, families),
+        )
     for place in places:
         kernel = pb.Kernel.FromString(records[place.artifact_id])
         reply.matches.add(kernel=kernel, score=place.score, reason=place.reason)

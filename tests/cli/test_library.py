@@ -72,6 +72,9 @@ def test_every_verb_says_what_there_is(served, esper) -> None:
     found = out("search", "map2d", "8", "--prefer", "fast", "--descends-from", PARENT[:8])
     assert good[:12] in found and "1 of 1 preferred tags (fast); forward 2.5 us" in found
     assert "no kernel" in out("search", "map2d", "8", "--ancestor-of", PARENT[:8], "--exclude", "fast")
+    assert "none of the kernels in question (1) has a measured risk; search without max_risk" in out(
+        "search", "map2d", "8", "--max-risk", "0.5"
+    )
     assert f"kernel      {good}" in out("show", "best/one")
     assert out("show", good[:9]) == out("show", f"kernels/{good}") == out("show", "best/one")
     shown = out("show", CHILD[:12])
