@@ -184,7 +184,8 @@ class Evaluator:
         if kernel.status not in (_PENDING, _VALIDATED):
             word = library_pb2.KernelStatus.Name(kernel.status).removeprefix("KERNEL_STATUS_")
             raise PreconditionFailed(
-                f"kernels/{artifact_id} is {word}; move it to PENDING_BENCHMARKING to have it evaluated again"
+                f"kernels/{artifact_id} is {word}; to have it evaluated again: "
+                f"esper library move kernels/{artifact_id} PENDING_BENCHMARKING --reason WHY"
             )
         if kernel.target not in _MEASURED_HERE:
             raise PreconditionFailed(_needs_device(kernel))

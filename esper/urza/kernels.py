@@ -111,7 +111,8 @@ def need_sendable(kernel: pb.Kernel) -> None:
     if kernel.status == pb.KERNEL_STATUS_QUARANTINED:
         raise PreconditionFailed(
             f"kernels/{kernel.artifact_id} is QUARANTINED ({kernel.status_reason}) and is not handed out; "
-            "upload its files again and move it to PENDING_BENCHMARKING to have it evaluated anew"
+            "upload its files again, then have it evaluated anew: "
+            f"esper library move kernels/{kernel.artifact_id} PENDING_BENCHMARKING --reason WHY"
         )
 
 
