@@ -1,4 +1,4 @@
-"""Manual control of running runs: `esper seed`, `pause`, `resume`, `explain`, `probe`."""
+"""Manual control of running runs: `esper seed`, `pause`, `resume`, `explain`."""
 
 import argparse
 import asyncio

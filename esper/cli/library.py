@@ -1,4 +1,4 @@
-"""`esper library`: what the central library of a running runtime keeps, and its upkeep."""
+"""`esper library`: what the central library of a running runtime keeps, how a person changes it, and its upkeep."""
 
 import argparse
 import re
@@ -14,6 +14,7 @@ _UPKEEP_S = 3600.0
 KINDS, DTYPES = ("vector", "tokens", "map1d", "map2d"), ("float32", "bfloat16", "float16", "float64")
 TARGETS = ("cpu", "sm_80", "sm_90", "sm_100", "gfx942")
 STATUSES = ("pending_benchmarking", "validated", "rejected", "superseded", "archived", "quarantined")
+BLUEPRINT_STATUSES = ("unvalidated", "compiling", "validated", "invalid", "archived")
 
 
 def add(commands: Any) -> None:
@@ -31,6 +32,7 @@ def add(commands: Any) -> None:
     lineage.add_argument("--depth", type=int, default=0, help="most generations; all if absent")
     lineage.add_argument("--common", metavar="NAME", default="", help="only what is an ancestor of this one too")
     _verb(verbs, "aliases", "list aliases", list_aliases)
+    _changes(verbs)
     verify = _verb(
         verbs, "verify", "check the ledger's chain, every row and every blob; status 1 if one is wrong", check
     )
@@ -67,6 +69,17 @@ def _search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--descends-from", metavar="NAME", default="", help="only of this blueprint's line")
     parser.add_argument("--ancestor-of", metavar="NAME", default="", help="only of what this blueprint came from")
     parser.add_argument("--limit", type=int, default=20, help="most results, at most 1000 (default 20)")
+
+
+def _changes(verbs: Any) -> None:
+    move = _verb(verbs, "move", "move a blueprint or a kernel to another status", move_to)
+    _named(move)
+    statuses = tuple(dict.fromkeys(STATUSES + BLUEPRINT_STATUSES))
+    move.add_argument("status", type=str.lower, choices=statuses, help="where to, e.g. PENDING_BENCHMARKING")
+    move.add_argument("--reason", required=True, help="why, in one line; the ledger keeps it")
+    alias = _verb(verbs, "alias", "point an alias at a blueprint or a kernel; one that is there is moved", set_alias)
+    alias.add_argument("alias", help="lower-case letters, digits, / _ . and -, e.g. best/conv")
+    alias.add_argument("name", help="what it points at: an alias, or the first six digits or more of an id")
 
 
 def _curation(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +134,7 @@ async def search(options: argparse.Namespace, channel: Any) -> str:
         ancestor_of_blueprint_id=await blueprint_named(options.ancestor_of, channel),
         limit=_natural("--limit", options.limit),
     )
-    return text.matches((await _stub(channel).SearchKernels(request)).matches)
+    return text.matches(await _stub(channel).SearchKernels(request))
 
 
 async def show(options: argparse.Namespace, channel: Any) -> str:
@@ -166,6 +179,37 @@ async def list_aliases(_options: argparse.Namespace, channel: Any) -> str:
         if not reply.page.next_token:
             return text.aliases(found)
         request.page.token = reply.page.next_token
+
+
+async def move_to(options: argparse.Namespace, channel: Any) -> str:
+    from esper.api.urza.v1 import library_pb2 as pb
+
+    collection, _, number = (await _resolve(options.name, channel)).partition("/")
+    of_kernel = collection == "kernels"
+    allowed = STATUSES if of_kernel else BLUEPRINT_STATUSES
+    word = options.status.upper()
+    if options.status not in allowed:
+        raise InvalidRequest(f"{collection}/{number} cannot be {word}; statuses are {', '.join(allowed).upper()}")
+    if of_kernel:
+        kernel_status = pb.KernelStatus.Value(f"KERNEL_STATUS_{word}")
+        await _stub(channel).SetKernelStatus(
+            pb.SetKernelStatusRequest(artifact_id=number, status=kernel_status, reason=options.reason)
+        )
+    else:
+        status = pb.BlueprintStatus.Value(f"BLUEPRINT_STATUS_{word}")
+        await _stub(channel).SetBlueprintStatus(
+            pb.SetBlueprintStatusRequest(blueprint_id=number, status=status, reason=options.reason)
+        )
+    return f"{collection}/{number} is {word} now"
+
+
+async def set_alias(options: argparse.Namespace, channel: Any) -> str:
+    from esper.api.urza.v1 import library_pb2 as pb
+
+    target = await _resolve(options.name, channel)
+    reply = await _stub(channel).SetAlias(pb.SetAliasRequest(alias=options.alias, target_name=target))
+    before = reply.previous_target_name
+    return f"{options.alias} points at {target}" + (f"; before, at {before}" if before not in ("", target) else "")
 
 
 async def check(options: argparse.Namespace, channel: Any) -> str:

@@ -33,7 +33,7 @@ from esper.runtime.home import Home
 from esper.runtime.local import LocalLine, Packet
 from esper.runtime.platform import now, trust_of
 from esper.runtime.pool import Pool
-from esper.runtime.services import WARM_UP, WORKSHOP, clock
+from esper.runtime.services import SWEEP_AGE_S, WARM_UP, WORKSHOP, clock
 from esper.runtime.stock import Stock, kernel_stock, lineage_of, offer_templates
 from esper.simic.store import ReplayStore
 from esper.tamiyo.answer import Controller, SearchKernels
@@ -43,6 +43,7 @@ from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.replay import make_run
 from esper.urabrask.evaluator import Evaluator, EvaluatorOptions
 from esper.urza.service import open_library
+from esper.urza.sweep import sweep_once
 
 WORKERS = 2
 
@@ -116,6 +117,7 @@ class Components:
         url = f"sqlite+aiosqlite:///{home.database('urza').absolute()}"
         library = await open_library(url, home.folder("blobs").absolute().as_uri(), roots)
         stack.push_async_callback(library.close)
+        stack.push_async_callback(sweep_once, library.sweep, SWEEP_AGE_S)  # no loop runs between the trainer's calls
         self._library = library
         pool = Pool("workshop", WORKSHOP, size=WORKERS, log=home.folder("logs") / "workshop.log")
         await pool.start()

@@ -32,13 +32,14 @@ def kernels(found: Sequence[pb.Kernel]) -> str:
     return table(heads, rows, right=right) if rows else "no kernel"
 
 
-def matches(found: Sequence[pb.KernelMatch]) -> str:
+def matches(reply: pb.SearchKernelsResponse) -> str:
     heads = ("score", "kernel", "title", "target", "pipeline", "why")
     rows = [
         (f"{m.score:.3f}", m.kernel.artifact_id[:SHORT], m.kernel.title, target(m.kernel), m.kernel.pipeline, m.reason)
-        for m in found
+        for m in reply.matches
     ]
-    return table(heads, rows) if rows else "no kernel for this interface with what was asked"
+    nothing = "no kernel for this interface with what was asked"
+    return table(heads, rows) if rows else ": ".join(filter(None, (nothing, reply.empty_reason)))
 
 
 def kernel(one: pb.Kernel) -> str:

@@ -55,6 +55,7 @@ from esper.urabrask.worker import consume as consume_kernels
 from esper.urza.events import OutboxEvent
 from esper.urza.library import CentralLibrary
 from esper.urza.service import LibraryServicer, open_library
+from esper.urza.sweep import keep_swept
 
 Build = Callable[[Platform], Awaitable[None]]
 
@@ -67,6 +68,9 @@ WORKSHOP = {
 # What each compilation would otherwise pay for, done once in the process that workers are forked from.
 WARM_UP = ("esper.tezzeret.job:warm_up", None)
 WARM_UP_FOR_DEVICES = ("esper.tezzeret.job:warm_up_standard", None)
+# How often the library removes what belongs to nobody, first how long after its start, and what age spares. A request
+# id and the upload of a kernel are good for that age.
+SWEEP_EVERY_S, SWEEP_FIRST_AFTER_S, SWEEP_AGE_S = 86_400.0, 900.0, 86_400.0
 # How often an idle forge looks for what to build again.
 FORGE_IDLE_S = 60.0
 
@@ -74,6 +78,8 @@ FORGE_IDLE_S = 60.0
 ARCHIVE_S = 60.0
 # How often an idle evaluator looks for promoted kernels to try further.
 SECOND_PASS_AFTER_S = 180.0
+# How often it looks for kernels that were left without a verdict, and how long one may be on its way over the bus.
+BACKLOG_AFTER_S = 180.0
 
 
 async def build_oona(platform: Platform) -> None:
@@ -88,6 +94,9 @@ async def build_urza(platform: Platform) -> None:
     platform.stack.push_async_callback(library.close)
     platform.mount(library_pb2_grpc.add_LibraryServiceServicer_to_server, LibraryServicer(library))
     platform.task("urza/outbox", functools.partial(_drain, platform, library))
+    platform.task(
+        "urza/sweep", functools.partial(keep_swept, library.sweep, SWEEP_FIRST_AFTER_S, SWEEP_EVERY_S, SWEEP_AGE_S)
+    )
 
 
 async def _drain(platform: Platform, library: CentralLibrary) -> None:
@@ -176,6 +185,8 @@ async def build_urabrask(platform: Platform) -> None:
     platform.mount(evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server, servicer)
     for number in range(platform.workers):
         platform.task(f"urabrask/{number}", functools.partial(consume_kernels, platform.bus, evaluator))
+    if not evaluator.unpromotable:
+        platform.task("urabrask/backlog", functools.partial(evaluator.backlog.run, BACKLOG_AFTER_S))
 
 
 def _operations(platform: Platform) -> Operations:

@@ -25,7 +25,10 @@ async def read(
     """
     stored = await statuses.blueprint(library, blueprint_id)
     if stored.status == pb.BLUEPRINT_STATUS_ARCHIVED:
-        raise PreconditionFailed(f"blueprints/{blueprint_id} is ARCHIVED; move it to UNVALIDATED to use it again")
+        raise PreconditionFailed(
+            f"blueprints/{blueprint_id} is ARCHIVED; to use it again: "
+            f"esper library move blueprints/{blueprint_id} UNVALIDATED --reason WHY"
+        )
     graph, where = read_graph(stored.graph), read_interface(interface)
     reasons = birth_reasons(graph)
     if reasons:

@@ -2,7 +2,7 @@
 
 A kernel is promoted by a signature over its id, made here and nowhere else, and only if
 isolation was in force and every check passed. Nothing is kept here that a restart would
-lose: a kernel without a verdict is asked for again by whoever asked.
+lose: a kernel without a verdict is found again in the library (backlog.py).
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from esper.errors import (
     Untrusted,
 )
 from esper.urabrask import codec, outcome
+from esper.urabrask.backlog import Backlog
 from esper.urabrask.codec import EvaluationOrder
 from esper.urabrask.jail import UNSAFE, Isolation, Limits
 from esper.urabrask.job import ISOLATION_KIND, KIND, USEFULNESS_KIND
@@ -111,6 +112,7 @@ class Evaluator:
         self.second_pass = SecondPass(
             reports, self._kernel, self._probe_usefulness, self._promote_again, lambda: not self._open
         )
+        self.backlog = Backlog(library, self.evaluate, _MEASURED_HERE, clock, lambda: not self._open)
         self._idle_work: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Evaluator":
@@ -182,7 +184,8 @@ class Evaluator:
         if kernel.status not in (_PENDING, _VALIDATED):
             word = library_pb2.KernelStatus.Name(kernel.status).removeprefix("KERNEL_STATUS_")
             raise PreconditionFailed(
-                f"kernels/{artifact_id} is {word}; move it to PENDING_BENCHMARKING to have it evaluated again"
+                f"kernels/{artifact_id} is {word}; to have it evaluated again: "
+                f"esper library move kernels/{artifact_id} PENDING_BENCHMARKING --reason WHY"
             )
         if kernel.target not in _MEASURED_HERE:
             raise PreconditionFailed(_needs_device(kernel))

@@ -36,7 +36,9 @@ async def get_alias(reader: Reader, request: pb.GetAliasRequest) -> pb.GetAliasR
     """Raises NotFound."""
     target_name = await reader.alias(request.alias)
     if not target_name:
-        raise NotFound(f"aliases/{request.alias}: no such alias in this library")
+        raise NotFound(
+            f"aliases/{request.alias}: no such alias in this library; set it: esper library alias {request.alias} NAME"
+        )
     return pb.GetAliasResponse(header=ReplyHeader(revision=(await reader.head()).revision), target_name=target_name)
 
 

@@ -111,7 +111,8 @@ def need_sendable(kernel: pb.Kernel) -> None:
     if kernel.status == pb.KERNEL_STATUS_QUARANTINED:
         raise PreconditionFailed(
             f"kernels/{kernel.artifact_id} is QUARANTINED ({kernel.status_reason}) and is not handed out; "
-            "upload its files again and move it to PENDING_BENCHMARKING to have it evaluated anew"
+            "upload its files again, then have it evaluated anew: "
+            f"esper library move kernels/{kernel.artifact_id} PENDING_BENCHMARKING --reason WHY"
         )
 
 
@@ -122,7 +123,10 @@ async def find(reader: Reader, request: pb.SearchKernelsRequest, tables: SearchT
         families = await _families(reader, request, tables.pedigree)
         places = await tables.rank(reader, scope, wish, families)
         records = await reader.kernel_records([place.artifact_id for place in places])
-        reply = pb.SearchKernelsResponse(header=ReplyHeader(revision=(await reader.head()).revision))
+        reply = pb.SearchKernelsResponse(
+            header=ReplyHeader(revision=(await reader.head()).revision),
+            empty_reason="" if places else tables.unmeasured(scope, wish, families),
+        )
     for place in places:
         kernel = pb.Kernel.FromString(records[place.artifact_id])
         reply.matches.add(kernel=kernel, score=place.score, reason=place.reason)

@@ -10,9 +10,10 @@ shares of the best admitted kernel:
           + 0.2 * lowest peak / its peak bytes
           + interest weight of the request * its interest
 
-What was not measured adds nothing, and is not within any limit. Ties go to the lower
-artifact id, so equal libraries give equal answers. Every kernel of the interface is looked
-at, column by column, so the cost is bounded by their number alone and not by what is asked.
+What was not measured adds nothing, and is not within any limit; where no kernel has a figure
+that is limited, `unmeasured` says so. Ties go to the lower artifact id, so equal libraries
+give equal answers. Every kernel of the interface is looked at, column by column, so the cost
+is bounded by their number alone and not by what is asked.
 """
 
 from collections.abc import Collection
@@ -26,6 +27,12 @@ from esper.urza.codec import Scope, Wish
 from esper.urza.columns import Columns, Mask, Readings
 from esper.urza.pedigree import Members
 
+# Of each figure that may be limited: its name for people, and the request's field.
+_LIMITED = {
+    "forward_us_p50": ("forward time", "max_forward_us"),
+    "peak_bytes": ("peak", "max_peak_bytes"),
+    "risk": ("risk", "max_risk"),
+}
 SPEED_WEIGHT, SIZE_WEIGHT, MEMORY_WEIGHT = 0.5, 0.3, 0.2
 
 
@@ -66,6 +73,27 @@ def rank(table: Columns, scope: Scope, wish: Wish, families: Collection[Members]
     return [Ranked(one.artifact_id, score, _reason(one, wish, best)) for one, score in places]
 
 
+def unmeasured(table: Columns, scope: Scope, wish: Wish, families: Collection[Members] = ()) -> str:
+    """Why `wish` cannot be met by any kernel in `scope`: limits on figures that none has. Empty: none are such."""
+    rows = _in_scope(table, scope, families)
+    if not rows.any():
+        return ""
+    none_has = [figure for figure, limit in _limits(wish) if limit and not (table[figure][rows] > 0).any()]
+    if not none_has:
+        return ""
+    words, limits = (" and ".join(names) for names in zip(*(_LIMITED[one] for one in none_has), strict=True))
+    return f"none of the kernels in question ({int(rows.sum())}) has a measured {words}; search without {limits}"
+
+
+def _limits(wish: Wish) -> tuple[tuple[str, float], ...]:
+    """Highest readings, by column; 0: no limit."""
+    return (
+        ("forward_us_p50", wish.max_forward_us),
+        ("peak_bytes", wish.max_peak_bytes),
+        ("risk", wish.max_risk),
+    )
+
+
 def _in_scope(table: Columns, scope: Scope, families: Collection[Members]) -> Mask:
     found: Mask = table["status"] == scope.status
     if scope.target:
@@ -77,11 +105,7 @@ def _in_scope(table: Columns, scope: Scope, families: Collection[Members]) -> Ma
 
 def _admitted(table: Columns, wish: Wish) -> Mask:
     found = np.ones(len(table), bool)
-    for figure, limit in (
-        ("forward_us_p50", wish.max_forward_us),
-        ("peak_bytes", wish.max_peak_bytes),
-        ("risk", wish.max_risk),
-    ):
+    for figure, limit in _limits(wish):
         if limit:
             found &= (table[figure] > 0) & (table[figure] <= limit)
     if wish.max_parameters:

@@ -5,11 +5,16 @@ kernel's row is added only while the lock is held and its blobs are there. So no
 points at a blob that a sweep took, in whichever process it ran.
 """
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from esper.urza.blobs import Blobs, closing
 from esper.urza.store import Store
 from esper.urza.writer import Writer
+
+log = logging.getLogger(__name__)
 
 _BATCH = 100
 
@@ -47,3 +52,30 @@ async def _remove_orphans(store: Store, blobs: Blobs, digests: list[str]) -> int
         return len(orphans)
 
     return await store.write(remove) if digests else 0
+
+
+async def keep_swept(
+    sweep_older: Callable[[float], Awaitable[Swept]], first_after_s: float, every_s: float, age_s: float
+) -> None:
+    """For good: remove what is older than `age_s` each `every_s`, first `first_after_s` after the start.
+
+    The first wait is its own, as a process may not live as long as `every_s`.
+    """
+    wait_s = first_after_s
+    while True:
+        await asyncio.sleep(wait_s)
+        await sweep_once(sweep_older, age_s)
+        wait_s = every_s
+
+
+async def sweep_once(sweep_older: Callable[[float], Awaitable[Swept]], age_s: float) -> None:
+    """One sweep. What it could not remove is left to the next: nobody waits for it, so an error is logged."""
+    try:
+        swept = await sweep_older(age_s)
+    except Exception as error:  # of whatever kind: of the database, of the blob store, of the disk
+        log.error("the library was not swept: %s", error, exc_info=error)
+    else:
+        log.info(
+            "swept: %d blobs, %d unfinished ones, %d requests, %d events older than %g s",
+            swept.blobs, swept.partial_blobs, swept.requests, swept.events, age_s,
+        )  # fmt: skip

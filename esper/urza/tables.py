@@ -13,7 +13,7 @@ from esper.urza.codec import InterfaceKey, Scope, Wish
 from esper.urza.columns import Columns
 from esper.urza.pedigree import Members, Pedigree
 from esper.urza.reader import Reader
-from esper.urza.search import Ranked, rank
+from esper.urza.search import Ranked, rank, unmeasured
 
 # Of all tables together; about 200 bytes each. Beyond it the interface searched longest ago is let go.
 MAX_ROWS = 500_000
@@ -44,3 +44,7 @@ class SearchTables:
         while len(self._tables) > 1 and sum(map(len, self._tables.values())) > self._max_rows:
             self._tables.popitem(last=False)
         return found
+
+    def unmeasured(self, scope: Scope, wish: Wish, families: Collection[Members]) -> str:
+        """`search.unmeasured` of the state that the latest `rank` at this interface saw. The caller holds `lock`."""
+        return unmeasured(self._tables[scope.interface], scope, wish, families)

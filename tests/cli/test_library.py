@@ -72,6 +72,9 @@ def test_every_verb_says_what_there_is(served, esper) -> None:
     found = out("search", "map2d", "8", "--prefer", "fast", "--descends-from", PARENT[:8])
     assert good[:12] in found and "1 of 1 preferred tags (fast); forward 2.5 us" in found
     assert "no kernel" in out("search", "map2d", "8", "--ancestor-of", PARENT[:8], "--exclude", "fast")
+    assert "none of the kernels in question (1) has a measured risk; search without max_risk" in out(
+        "search", "map2d", "8", "--max-risk", "0.5"
+    )
     assert f"kernel      {good}" in out("show", "best/one")
     assert out("show", good[:9]) == out("show", f"kernels/{good}") == out("show", "best/one")
     shown = out("show", CHILD[:12])
@@ -87,9 +90,31 @@ def test_every_verb_says_what_there_is(served, esper) -> None:
     assert "0 blobs" in out("verify", "--no-blobs")
 
 
+def test_statuses_and_aliases_can_be_changed(served, esper) -> None:
+    bad = served["bad"]
+    name = f"kernels/{bad}"
+    said = esper("library", "move", name, "PENDING_BENCHMARKING", "--reason", "its files are mended")
+    assert (said.status, said.out) == (0, f"{name} is PENDING_BENCHMARKING now\n")
+    assert "PENDING_BENCHMARKING: its files are mended" in esper("library", "show", bad[:12]).out
+    said = esper("library", "move", CHILD[:9], "archived", "--reason", "out of use")
+    assert (said.status, said.out) == (0, f"blueprints/{CHILD} is ARCHIVED now\n")
+    said = esper("library", "move", CHILD, "unvalidated", "--reason", "wanted again")
+    assert (said.status, said.out) == (0, f"blueprints/{CHILD} is UNVALIDATED now\n")
+    for target, words in ((bad[:9], f"kernels/{bad}"), (CHILD, f"blueprints/{CHILD}; before, at kernels/{bad}")):
+        assert esper("library", "alias", "my/own", target).out == f"my/own points at {words}\n"
+    assert esper("library", "alias", "my/own", "my/own").out == f"my/own points at blueprints/{CHILD}\n"
+    assert f"my/own    blueprints/{CHILD}" in esper("library", "aliases").out
+
+
 def test_what_is_wrong_is_named_and_ends_with_status_1(served, esper, tmp_path) -> None:
     for arguments, words in (
-        (("show", "nothing"), ("nothing", "no such alias")),
+        (("show", "nothing"), ("nothing", "no such alias", "esper library alias nothing NAME")),
+        (("move", served["good"], "pending_benchmarking", "--reason", "r"), ("kernel is VALIDATED and cannot become",)),
+        (("move", served["bad"], "compiling", "--reason", "r"), ("cannot be COMPILING; statuses are PENDING_",)),
+        (("move", CHILD, "validated", "--reason", "r"), ("blueprints/", "VALIDATED")),
+        (("move", served["bad"], "archived", "--reason", ""), ("reason",)),
+        (("alias", "Best", PARENT), ("alias",)),
+        (("alias", "best/two", "nothing"), ("nothing", "no such alias")),
         (("show", "abcdef0"), ("abcdef0", "no alias, blueprint or kernel")),
         (("lineage", served["good"][:12]), ("is a kernel",)),
         (("lineage", PARENT, "--descendants", "--common", CHILD), ("only ancestors",)),

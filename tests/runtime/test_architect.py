@@ -30,6 +30,8 @@ from tests.artifact.samples import MAP, ROOTS, built
 from tests.karn.designs import PARENTS
 from tests.simic.reports import report
 
+from .test_library_upkeep import orphan
+
 COMPONENTS = ("urza", "karn", "simic")
 
 
@@ -94,17 +96,20 @@ async def test_a_budget_is_held_against_what_was_measured(platform: Platform):
         await stub.GenerateBlueprints(request)
 
 
-def test_without_services_the_archive_is_brought_up_when_the_run_has_ended(
+def test_without_services_the_archive_is_brought_up_and_the_library_swept_when_the_run_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("esper.runtime.components.trust_of", lambda home, components: ROOTS)
-    artifact = built()
+    artifact, old = built(), orphan(Home(tmp_path))
     with Components(Home(tmp_path)) as components:
+        assert old.exists()
         library = components._library
         manifest = pb.KernelManifest(artifact=artifact.manifest)
         components._runner.run(library.create_kernel(manifest, dict(artifact.files)))
         components._replay.add(report(1, artifact_id=artifact.artifact_id, gain=0.02))
         assert components._runner.run(archived(library)) == {}
+
+    assert not old.exists()
 
     async def left() -> dict[str, str]:
         url = f"sqlite+aiosqlite:///{Home(tmp_path).database('urza')}"

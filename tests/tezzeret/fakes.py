@@ -89,8 +89,12 @@ class Library:
 
     async def list_kernels(self, request: pb.ListKernelsRequest) -> pb.ListKernelsResponse:
         await self._answers()
-        wanted = request.blueprint_id
-        newest = [kernel for kernel in reversed(self.kernels.values()) if wanted in ("", kernel.blueprint_id)]
+        newest = [
+            kernel
+            for kernel in reversed(self.kernels.values())
+            if request.blueprint_id in ("", kernel.blueprint_id)
+            and (kernel.status == request.status or (not request.status and kernel.status != pb.KERNEL_STATUS_ARCHIVED))
+        ]
         first, size = int(request.page.token or 0), request.page.size
         token = str(first + size) if first + size < len(newest) else ""
         return pb.ListKernelsResponse(kernels=newest[first : first + size], page=PageReply(next_token=token))

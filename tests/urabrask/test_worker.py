@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
+
 from esper.api.common.v1.interface_pb2 import Interface
 from esper.api.tezzeret.v1.forge_pb2 import KernelReady
 from esper.blueprint.codec import write_interface
@@ -61,6 +63,27 @@ async def test_a_worker_that_is_away_costs_time_and_no_kernel(monkeypatch):
         hall.pool.failures = [Unavailable("the worker died")] * 3
         await publish(bus, name)
         await until(lambda: bool(hall.ears.heard))
+        assert hall.library.kernel_status(name) == "VALIDATED"
+
+
+@pytest.mark.parametrize("away", ["the library", "the workers"])
+async def test_a_kernel_that_the_bus_gave_up_has_a_verdict_in_the_end(monkeypatch, away):
+    monkeypatch.setattr("esper.oona.consume.LONGEST_DELAY_S", 0.01)
+    bus = MemoryBus()
+    async with opened() as hall, consuming(bus, hall):
+        name = await hall.add()
+        hall.library.away = away == "the library"
+        if away == "the workers":  # two attempts for each of three deliveries, and for the backlog's first try
+            hall.pool.failures = [Unavailable("the worker died")] * 8
+        await publish(bus, name)
+        while not (dead := await bus.dead_letters(Name.KERNEL_READY, GROUP)):
+            await asyncio.sleep(0.001)
+        assert dead[0].deliveries == 3 and dead[0].reason.startswith("Unavailable")
+        assert hall.library.kernel_status(name) == "PENDING_BENCHMARKING"
+        looking = asyncio.create_task(hall.evaluator.backlog.run(0.01))
+        hall.library.away = False
+        await until(lambda: bool(hall.ears.heard))
+        looking.cancel()
         assert hall.library.kernel_status(name) == "VALIDATED"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from esper.urza.codec import Candidate, InterfaceKey, Scope, Wish
 from esper.urza.columns import Columns
 from esper.urza.pedigree import members
-from esper.urza.search import Ranked, rank
+from esper.urza.search import Ranked, rank, unmeasured
 
 TAGS = ["fast", "small", "stable", "gpu"]
 SCOPE = Scope(InterfaceKey(1, 8, 1, False), target=0, status=2)
@@ -132,6 +132,24 @@ def test_risk_and_interest_limit_and_interest_ranks_when_asked() -> None:
     found = ranked_of(kernels, wish(interest_weight=0.5, max_risk=0.3))
     assert found[0].score == pytest.approx(1.0 + 0.25)
     assert found[0].reason.endswith("interest 0.5; risk 0.2, at most 0.3")
+
+
+def test_a_limit_on_what_no_kernel_has_is_named_with_the_remedy() -> None:
+    kernels = [one("a", us=0.0), one("b", us=0.0), one("elsewhere", us=1.0, risk=0.1, status=3)]
+    table = Columns()
+    table.put(kernels)
+
+    def reason(*, scope: Scope = SCOPE, **limits: float) -> str:
+        assert rank(table, scope, wish(**limits)) == []
+        return unmeasured(table, scope, wish(**limits))
+
+    remedy = "none of the kernels in question (2) has a measured risk; search without max_risk"
+    assert reason(max_risk=1.0) == reason(max_risk=0.5, max_peak_bytes=10**6) == remedy
+    both = "a measured forward time and risk; search without max_forward_us and max_risk"
+    assert reason(max_risk=0.5, max_forward_us=1e9).endswith(both)
+    assert reason(max_peak_bytes=1) == reason(max_parameters=1) == ""  # measured, and over the limit
+    assert reason(scope=replace(SCOPE, target=2), max_risk=0.5) == ""  # there is none to ask of
+    assert reason(scope=replace(SCOPE, status=3), max_risk=0.05) == ""
 
 
 CANDIDATES = st.lists(

@@ -1,5 +1,6 @@
 """Sweeping: orphans go by age, what a kernel needs stays, and neither race can lose a file."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from esper.urza import transfer
 from esper.urza.blobs import key_of
 from esper.urza.events import OutboxEvent
 from esper.urza.library import CentralLibrary
-from esper.urza.sweep import Swept
+from esper.urza.sweep import Swept, keep_swept
 
 from .fakes import Clock, add_blueprint, add_kernel, artifact, files_of, graph, open_library, sha256
 
@@ -103,3 +104,38 @@ async def test_requests_and_published_events_are_forgotten_by_age(library: Centr
     with pytest.raises(Conflict):
         request.title = "a third"
         await library.create_blueprint(request)
+
+
+async def test_it_is_swept_again_and_again_and_an_error_is_logged_and_ends_nothing(caplog) -> None:
+    ages: list[float] = []
+    enough = asyncio.Event()
+
+    async def sweep(age_s: float) -> Swept:
+        ages.append(age_s)
+        if len(ages) == 2:
+            raise OSError("the disk is gone")
+        if len(ages) == 4:
+            enough.set()
+        return Swept(1, 0, 0, 0)
+
+    task = asyncio.create_task(keep_swept(sweep, 0.0, 0.001, HOUR_S))
+    await enough.wait()
+    task.cancel()
+    assert ages == [HOUR_S] * 4
+    (failed,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert failed.getMessage() == "the library was not swept: the disk is gone"
+
+
+async def test_the_first_sweep_has_a_wait_of_its_own() -> None:
+    swept = asyncio.Event()
+
+    async def sweep(age_s: float) -> Swept:
+        assert not swept.is_set()
+        swept.set()
+        return Swept(0, 0, 0, 0)
+
+    task = asyncio.create_task(keep_swept(sweep, 0.0, HOUR_S, HOUR_S))
+    await swept.wait()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    task.cancel()

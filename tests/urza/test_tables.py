@@ -31,6 +31,18 @@ async def test_a_search_sees_every_change_before_it(library: CentralLibrary) -> 
     assert await found(library, status=pb.KERNEL_STATUS_ARCHIVED) == [two]
 
 
+async def test_a_reply_without_matches_says_which_figure_none_has(library: CentralLibrary) -> None:
+    request = pb.SearchKernelsRequest(interface=interface(), max_risk=0.5)
+    assert (await library.search_kernels(request)).empty_reason == ""
+    artifact_id = await add_kernel(library)
+    await library.set_kernel_status(promotion(artifact_id))
+    reply = await library.search_kernels(request)
+    assert not reply.matches and "(1) has a measured risk; search without max_risk" in reply.empty_reason
+    await library.set_kernel_status(promotion(artifact_id, b"again", risk=0.2))
+    reply = await library.search_kernels(request)
+    assert len(reply.matches) == 1 and reply.empty_reason == ""
+
+
 async def test_a_search_sees_what_another_process_wrote(library: CentralLibrary, tmp_path: Path) -> None:
     assert await found(library) == []
     other = await open_library(tmp_path)

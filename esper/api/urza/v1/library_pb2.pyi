@@ -872,6 +872,11 @@ class SearchKernelsResponse(google.protobuf.message.Message):
 
     HEADER_FIELD_NUMBER: builtins.int
     MATCHES_FIELD_NUMBER: builtins.int
+    EMPTY_REASON_FIELD_NUMBER: builtins.int
+    empty_reason: builtins.str
+    """Why nothing was found, where a limit is on a figure that none of the kernels in question has,
+    in one line. Empty: otherwise.
+    """
     @property
     def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
         """Store position."""
@@ -885,9 +890,10 @@ class SearchKernelsResponse(google.protobuf.message.Message):
         *,
         header: esper.api.common.v1.resource_pb2.ReplyHeader | None = ...,
         matches: collections.abc.Iterable[global___KernelMatch] | None = ...,
+        empty_reason: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["header", b"header", "matches", b"matches"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["empty_reason", b"empty_reason", "header", b"header", "matches", b"matches"]) -> None: ...
 
 global___SearchKernelsResponse = SearchKernelsResponse
 
