@@ -109,14 +109,14 @@ async def test_a_kernel_out_of_use_is_no_answer(status):
         assert shop.pool.runs == ["compile", "compile"]
 
 
-@pytest.mark.parametrize("error", [Unavailable("the worker died"), DeadlineExceeded("still at work after 60 s")])
+@pytest.mark.parametrize("error", [Unavailable("the worker died"), DeadlineExceeded("still at work after 30 s")])
 async def test_a_worker_that_dies_or_overruns_costs_one_more_attempt(error):
     async with opened() as shop:
         blueprint = shop.library.add(CONV3)
         shop.pool.failures = [error]
         assert (await shop.forge.compile(blueprint, MAP)).artifact_id
         assert shop.pool.runs == ["compile", "compile"]
-        assert shop.pool.timeouts == [60.0, 60.0]
+        assert shop.pool.timeouts == [30.0, 30.0]
 
 
 async def test_after_the_second_attempt_it_has_failed_and_everybody_hears_why():
