@@ -34,6 +34,7 @@ _USED_UP = "the time of the search was used up"
 
 # timer(region, its source, element type, tiles) -> (seconds of a forward and backward in each tile, why there are none)
 Timer = Callable[[Region, bytes, torch.dtype, Sequence[Tile]], tuple[Sequence[float], str]]
+_Time = Callable[[Sequence[Tile]], tuple[Sequence[float], str]]
 TimeLeft = Callable[[], float]  # seconds; below 0 once they are used up
 
 
@@ -64,8 +65,9 @@ def search(
             module = module_of(source, Path(folder) / Path(region.source).name)
             most = MOST_KERNELS // (2 * len(regions))
             weighed, made, left_out = _weigh(region, module, concrete, target, most, time_left_s)
-            time = timer and functools.partial(timer, region, source, concrete.interface.dtype)
-            time = time and (time if time_left_s() > 0 else _not_timed)
+            time: _Time | None = timer and functools.partial(timer, region, source, concrete.interface.dtype)
+            if time and time_left_s() <= 0:
+                time = _not_timed
             choice = _choice(region, weighed, target, time)
             chosen = choice.tile
             for direction, number in zip(PASSES, chosen.warps, strict=True):
@@ -153,7 +155,7 @@ def _choice(
     region: Region,
     weighed: Sequence[Weighed],
     target: str,
-    time: Callable[[Sequence[Tile]], tuple[Sequence[float], str]] | None,
+    time: _Time | None,
 ) -> Choice:
     standard = _standard(region)
     ordered = best_first(weighed, standard)
