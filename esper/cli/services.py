@@ -5,6 +5,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from esper.runtime.cores import FEWEST, MOST, usual_workers
+
 COMPONENTS = (
     "oona",
     "urza",
@@ -47,7 +49,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="what the forge makes kernels for, e.g. cpu,sm_80,sm_90 (default cpu, and this machine's GPU)",
     )
-    parser.add_argument("--workers", type=int, default=2, help="jobs at a time of forge, evaluator and nursery")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=usual_workers(),
+        metavar="N",
+        help="jobs at a time of forge, evaluator and nursery (default: the cores it may use, "
+        f"{FEWEST} to {MOST}; here %(default)s)",
+    )
 
 
 def run_up(options: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from esper.kasmina.loader import parse
 from esper.kasmina.nursery.desk import kernels_of
 from esper.kasmina.nursery.worker import NurseryWorker
 from esper.nissa.sink import RunSink
+from esper.runtime.cores import usual_workers
 from esper.runtime.home import Home
 from esper.runtime.local import LocalLine, Packet
 from esper.runtime.platform import now, trust_of
@@ -44,8 +45,6 @@ from esper.tolaria.replay import make_run
 from esper.urabrask.evaluator import Evaluator, EvaluatorOptions
 from esper.urza.service import open_library
 from esper.urza.sweep import sweep_once
-
-WORKERS = 2
 
 
 class Components:
@@ -119,14 +118,15 @@ class Components:
         stack.push_async_callback(library.close)
         stack.push_async_callback(sweep_once, library.sweep, SWEEP_AGE_S)  # no loop runs between the trainer's calls
         self._library = library
-        pool = Pool("workshop", WORKSHOP, size=WORKERS, log=home.folder("logs") / "workshop.log")
+        workers = usual_workers()
+        pool = Pool("workshop", WORKSHOP, size=workers, log=home.folder("logs") / "workshop.log")
         await pool.start()
         stack.push_async_callback(pool.stop)
         await pool.preload(*WARM_UP)
         forge_key, evaluation_key = (load_or_create_key(home.key(name)) for name in ("forge", "evaluation"))
-        forge = Forge(library, pool, forge_key, _to_nobody, clock, ForgeOptions(workers=WORKERS))
+        forge = Forge(library, pool, forge_key, _to_nobody, clock, ForgeOptions(workers=workers))
         self._forge = await stack.enter_async_context(forge)
-        options = EvaluatorOptions(workers=WORKERS)
+        options = EvaluatorOptions(workers=workers)
         evaluator = Evaluator(library, library, pool, evaluation_key, roots, _to_nobody, clock, options)
         self._evaluator = await stack.enter_async_context(evaluator)
         await offer_templates(library)

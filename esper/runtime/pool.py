@@ -2,8 +2,8 @@
 
 Each job gets a process that has imported torch and nothing else's state. Workers run at
 the lowest priority with one thread, each in a folder of its own. A worker that dies, or is
-still at work at its deadline, costs its own job only; what it started ends with it, and
-its folder is removed. A warm process that dies takes its workers with it and
+still at work at its deadline or when its caller goes away, costs its own job only; what it
+started ends with it, and its folder is removed. A warm process that dies takes its workers with it and
 is started again.
 """
 
@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from esper.errors import DeadlineExceeded, Exhausted, KernelFault, Unavailable
 from esper.runtime.warm import DONE, FAILED, PARTIAL, folder_of
@@ -43,6 +44,7 @@ class _Waiting:
     timeout_s: float = field(compare=False)
     on_partial: Callable[[bytes], None] = field(compare=False)
     answer: asyncio.Future[bytes] = field(compare=False)
+    at_work: asyncio.Task[Any] | None = field(compare=False, default=None)  # from when a worker has the job
 
 
 @dataclass
@@ -137,7 +139,7 @@ class Pool:
         long: bool = False,
         on_partial: Callable[[bytes], None] = lambda _: None,
     ) -> bytes:
-        """Do one job in a process of its own and return its reply.
+        """Do one job in a process of its own and return its reply. Cancelled, it ends the worker, or never begins.
 
         Raises Exhausted where the queue is full, DeadlineExceeded when the worker was still at
         work after `timeout_s`, Unavailable when it died or none can be started, KernelFault when the job raised.
@@ -148,9 +150,15 @@ class Pool:
             raise Exhausted(f"the {self.name} queue holds {len(self._queue)} jobs, the limit; try again later")
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         rank = (-priority, next(self._order))
-        heapq.heappush(self._queue, _Waiting(rank, kind, payload, long, timeout_s, on_partial, answer))
+        waiting = _Waiting(rank, kind, payload, long, timeout_s, on_partial, answer)
+        heapq.heappush(self._queue, waiting)
         self._dispatch()
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if waiting.at_work is not None:
+                waiting.at_work.cancel()
+            raise
 
     def _dispatch(self) -> None:
         """Start what may start: best first, long jobs never in the last place of several."""
@@ -174,6 +182,9 @@ class Pool:
         child: _Child | None = None
         try:
             child = await self._take_child()
+            if waiting.answer.done():  # its caller has gone away
+                return
+            waiting.at_work = asyncio.current_task()
             async with asyncio.timeout(waiting.timeout_s):
                 _settle(waiting.answer, await self._converse(child, waiting))
         except TimeoutError:

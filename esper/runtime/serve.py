@@ -22,6 +22,7 @@ from esper.oona.broker import Broker, BrokerOptions
 from esper.oona.connection import Address
 from esper.oona.jetstream import JetStreamBus
 from esper.rpc.server import Server
+from esper.runtime.cores import usual_workers
 from esper.runtime.home import Contact, Home
 from esper.runtime.observe import build_nissa
 from esper.runtime.platform import Platform, trust_of
@@ -40,15 +41,15 @@ BROKER_CHECK_S = 0.2
 class ServeOptions:
     """How one process serves.
 
-    `peers`: where other components listen. `broker`: "" starts one as a child. `metrics`:
-    HOST:PORT for Prometheus to scrape, "" for none. `unsafe_no_jail`: urabrask alone evaluates without
-    isolation, and promotes nothing. `forge_targets`: what tezzeret makes kernels for; empty stands for the CPU and
-    this machine's devices.
+    `workers`: jobs at a time of forge, evaluator and nursery. `peers`: where other components listen.
+    `broker`: "" starts one as a child. `metrics`: HOST:PORT for Prometheus to scrape, "" for none.
+    `unsafe_no_jail`: urabrask alone evaluates without isolation, and promotes nothing. `forge_targets`: what tezzeret
+    makes kernels for; empty stands for the CPU and this machine's devices.
     """
 
     home: Path = Path(".esper")
     address: str = "127.0.0.1:0"
-    workers: int = 2
+    workers: int = field(default_factory=usual_workers)
     components: tuple[str, ...] = COMPONENTS
     peers: Mapping[str, str] = field(default_factory=dict)
     broker: str = ""

@@ -14,9 +14,7 @@ from esper.tezzeret.port import Pool
 log = logging.getLogger(__name__)
 
 
-async def attempt(
-    pool: Pool, order: Order, attempts: int, timeout_s: float
-) -> tuple[pb.CompilationRecord, Artifact | None]:
+async def attempt(pool: Pool, order: Order, attempts: int) -> tuple[pb.CompilationRecord, Artifact | None]:
     """The worker's record and unsigned artifact; None with a failure in the record.
 
     A worker that raised has met a bug, which another one would meet again: that is a failure at once.
@@ -26,7 +24,7 @@ async def attempt(
     failure: Exception = Unavailable("no attempt was made")
     for number in range(1, attempts + 1):
         try:
-            record, artifact = codec.read_reply(await pool.run(KIND, payload, timeout_s))
+            record, artifact = codec.read_reply(await pool.run(KIND, payload, order.limit_s))
             if artifact is not None:
                 check_id(artifact.manifest)
             return record, artifact

@@ -1,5 +1,6 @@
 """The forge's messages <-> what its decisions and its workers read."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -57,6 +58,7 @@ class Order:
     pipeline: str
     limits: CostLimits = CostLimits()  # noqa: RUF009  frozen
     pipeline_reason: str = ""  # why this pipeline, where the forge chose it; a worker has no use for it
+    limit_s: float = math.inf  # wall time of a worker, from when it has the order
 
 
 def read_pipeline(number: int) -> str:
@@ -92,12 +94,13 @@ def write_order(order: Order) -> bytes:
         "graph": write_graph(order.graph).SerializeToString(),
         "target": order.target.encode(),
         "limits": canonical_json.write(asdict(order.limits)),
+        "limit_s": str(order.limit_s).encode(),
     }
     return frame.pack(parts)
 
 
 def read_order(payload: bytes) -> Order:
-    parts = _parts(payload, ("request", "graph", "target", "limits"))
+    parts = _parts(payload, ("request", "graph", "target", "limits", "limit_s"))
     request = pb.CreateCompilationRequest.FromString(parts["request"])
     return Order(
         graph=read_graph(blueprint_pb2.Graph.FromString(parts["graph"])),
@@ -106,6 +109,7 @@ def read_order(payload: bytes) -> Order:
         target=parts["target"].decode(),
         pipeline=read_pipeline(request.pipeline),
         limits=CostLimits(**canonical_json.read(parts["limits"], "cost limits", _MAX_LIMITS_BYTES)),
+        limit_s=float(parts["limit_s"]),
     )
 
 

@@ -27,7 +27,7 @@ from esper.tezzeret.exported import export_graph
 from esper.tezzeret.interpreted import check_interpreted
 from esper.tezzeret.kernels import MACHINE_CODE, machine_code_files, source_files, triton_version
 from esper.tezzeret.regions import find_regions
-from esper.tezzeret.search import Timer, search
+from esper.tezzeret.search import TimeLeft, Timer, search, unlimited
 
 # Raised with every change to what the forge makes of the same blueprint.
 RECIPE = "1"
@@ -79,10 +79,12 @@ def build(
     pipeline: str,
     limits: CostLimits = CostLimits(),  # noqa: B008  frozen
     timer: Timer | None = None,
+    time_left_s: TimeLeft = unlimited,
 ) -> Artifact:
     """check -> lower -> emit -> TorchScript -> compare with the reference; not signed. standard: then Triton kernels.
 
-    aggressive: standard's kernels, of which it chooses the tiles; `timer` may have the word on the best of them.
+    aggressive: standard's kernels, of which it chooses the tiles; `timer` may have the word on the best of them, and
+    `time_left_s` gives the seconds that choosing still has.
     Raises InvalidBlueprint (the static check, with every reason), Unavailable (a pipeline or target this
     release does not build for) and KernelFault (the compiled form is not the reference).
     """
@@ -101,21 +103,21 @@ def build(
     if pipeline != "fast":
         files[EXPORTED] = export_graph(module)
         try:
-            files |= _kernel_files(module, files[GRAPH], target, pipeline, timer)
+            files |= _kernel_files(module, files[GRAPH], target, pipeline, timer, time_left_s)
         except KernelFault as error:
             raise KernelFault(f"pipeline {pipeline}: {error}") from error
     return bundle(_body(module, target, pipeline), files)
 
 
 def _kernel_files(
-    module: Lowered, graph_file: bytes, target: str, pipeline: str, timer: Timer | None
+    module: Lowered, graph_file: bytes, target: str, pipeline: str, timer: Timer | None, time_left_s: TimeLeft
 ) -> dict[str, bytes]:
     """Source, description and machine code of the regions' kernels, compared with the reference in their tiles."""
     concrete = plan(module.graph, module.interface)
     regions, _ = find_regions(concrete)
     sources = source_files(regions, concrete)
     if pipeline == "aggressive":
-        files = {**sources, **search(regions, concrete, sources, target, timer)}
+        files = {**sources, **search(regions, concrete, sources, target, timer, time_left_s)}
     else:
         files = {**sources, **machine_code_files(regions, concrete, sources, target)}
     if regions:

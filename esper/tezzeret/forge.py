@@ -1,13 +1,14 @@
 """The forge: takes orders, has workers compile them, signs and stores what comes out, and says so.
 
-What a caller was told is done is in the library by then. Nothing is kept here that a
-restart would lose: work that was not answered is asked for again by whoever asked.
+What a caller was told is done is in the library by then, and is not done again: an equal order
+is answered from there. Nothing is kept here that a restart would lose: work that was not answered
+is asked for again by whoever asked.
 """
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 
@@ -20,7 +21,7 @@ from esper.artifact.keys import SigningKey
 from esper.blueprint.codec import write_interface
 from esper.blueprint.interface import Interface
 from esper.errors import InvalidRequest, NotFound, PreconditionFailed, Unavailable
-from esper.tezzeret import codec, intake, statuses
+from esper.tezzeret import cache, codec, intake, statuses
 from esper.tezzeret.attempt import answered, attempt
 from esper.tezzeret.available import CPU, refused, target_for
 from esper.tezzeret.check import CostLimits
@@ -30,22 +31,26 @@ from esper.tezzeret.pick import FAST, Load, pick_pipeline
 from esper.tezzeret.port import Library, Pool, Publish
 from esper.tezzeret.queue import Queue, Ticket
 
+# Wall time of a worker, by pipeline. On an idle machine 0.15, 5 and 60 s are what they are to take; workers give way
+# to everything else that runs.
+TIMEOUTS_S = {"fast": 30.0, "standard": 60.0, "aggressive": 60.0}
+
 
 @dataclass(frozen=True, slots=True)
 class ForgeOptions:
-    """`attempts`: how many workers may die over an order, or overrun `timeout_s`, before it has failed.
+    """`attempts`: how many workers may die over an order, or overrun its pipeline's time, before it has failed.
 
+    `timeouts_s`: that time in seconds, of each pipeline.
     `targets`: what it makes kernels for, of which an order that names none gets the first that is a device.
     """
 
     workers: int = 1
     max_queued: int = 1024
-    timeout_s: float = 60.0
+    timeouts_s: Mapping[str, float] = field(default_factory=TIMEOUTS_S.copy)
     attempts: int = 2
     targets: tuple[str, ...] = ("cpu",)
     limits: CostLimits = CostLimits()  # noqa: RUF009  frozen
     keep_records: int = 10_000
-    keep_answers: int = 100_000
 
 
 class Forge:
@@ -74,7 +79,6 @@ class Forge:
         self._publish = publish
         self._clock = clock
         self._queue = Queue(options.max_queued)
-        self._made: OrderedDict[str, tuple[str, str]] = OrderedDict()  # request key -> blueprint id, artifact id
         self._records: deque[tuple[int, pb.CompilationRecord]] = deque(maxlen=options.keep_records)
         self._dispatchers: list[asyncio.Task[None]] = []
 
@@ -107,7 +111,7 @@ class Forge:
         priority: int = 0,
         target: int = 0,
     ) -> Ticket:
-        """Accept an order; an equal one that is waiting or at work is joined, one that was served is answered.
+        """Accept an order; an equal one that is waiting or at work is joined, one the library has is answered.
 
         Raises NotFound (no such blueprint), InvalidBlueprint (the static check, with every reason),
         PreconditionFailed (archived), Unavailable (a pipeline that is not made here for `target`) and Exhausted.
@@ -119,10 +123,10 @@ class Forge:
             interest = await intake.interest(self._library, blueprint_id)
             word, reason = self._choose(blueprint_id, where, device, interest)
         target_name = target_for(word, device, self.options.targets)
-        order = Order(graph, blueprint_id, where, target_name, word, self.options.limits, reason)
+        limits, limit_s = self.options.limits, self.options.timeouts_s[word]
+        order = Order(graph, blueprint_id, where, target_name, word, limits, reason, limit_s)
         key = request_key(blueprint_id, order.interface, order.target, order.pipeline)
-        _, artifact_id = self._made.get(key, ("", ""))
-        if artifact_id and not self._queue.find(key) and await intake.in_use(self._library, artifact_id):
+        if not self._queue.find(key) and (artifact_id := await cache.find(self._library, order, key)):
             return await self._answer(key, order, artifact_id)
         ticket = self._queue.find(key) or self._queue.put(key, order)
         self._queue.raise_priority(ticket, priority)
@@ -157,14 +161,16 @@ class Forge:
     async def result(self, ticket: Ticket) -> pb.CompilationRecord:
         """The record when the order has ended; a failed compilation is a record too.
 
-        Raises what kept the order from an end: the library or the bus is away. An order that everybody
-        has stopped waiting for before it began is dropped.
+        Raises what kept the order from an end: the library or the bus is away. An order that everybody has stopped
+        waiting for is called off, its worker ended and nothing stored, unless the kernel was made by then.
         """
+        if ticket.called_off:  # by the last one that waited, between `submit` and here
+            ticket = self._queue.find(ticket.key) or self._queue.put(ticket.key, ticket.order)
         ticket.waiters += 1
         try:
             return await asyncio.shield(ticket.done)
         except asyncio.CancelledError:
-            if ticket.waiters == 1 and not ticket.started:
+            if ticket.waiters == 1 and ticket.call_off():
                 self._queue.drop(ticket)
             raise
         finally:
@@ -205,6 +211,7 @@ class Forge:
     async def _answer(self, key: str, order: Order, artifact_id: str) -> Ticket:
         ticket = Ticket(key, order)
         ticket.started = True
+        await self._not_evaluated(ticket)
         record = codec.new_record(order.blueprint_id, write_interface(order.interface), codec.number(order.pipeline))
         record.artifact_id, record.cached = artifact_id, True
         record.target, record.pipeline_reason = codec.write_target(order.target), order.pipeline_reason
@@ -220,7 +227,8 @@ class Forge:
             ticket = await self._queue.take()
             self.busy += 1
             try:
-                ticket.settle(await self._work(ticket))
+                if (record := await self._work(ticket)) is not None:
+                    ticket.settle(record)
             except Exception as error:  # whoever waits hears of it; the forge goes on
                 ticket.settle(error)
             finally:
@@ -228,40 +236,46 @@ class Forge:
                 self._queue.drop(ticket)
                 self.busy -= 1
 
-    async def _work(self, ticket: Ticket) -> pb.CompilationRecord:
+    async def _work(self, ticket: Ticket) -> pb.CompilationRecord | None:
+        """Compile and store; None: the order was called off, which leaves no kernel, no record and no news."""
         order = ticket.order
         await statuses.mark(self._library, order.blueprint_id, statuses.COMPILING, f"compiling for {order.interface}")
-        record, artifact = await attempt(self._pool, order, self.options.attempts, self.options.timeout_s)
+        made = await ticket.compile(attempt(self._pool, order, self.options.attempts))
+        if made is None:
+            await self._let_go(ticket, statuses.UNVALIDATED, f"compiling for {order.interface} was called off")
+            return None
+        record, artifact = made
         record.operation_name = ticket.operation_name
         record.target, record.pipeline_reason = codec.write_target(order.target), order.pipeline_reason
         if artifact is None:
             await self._give_up(ticket, record)
         else:
             await self._store(order, artifact)
-            if order.target != CPU:  # nobody here evaluates it, so that no verdict would move its blueprint on
-                await self._let_go(ticket, statuses.UNVALIDATED, f"compiled for {order.target}, and not evaluated")
-            self._remember(ticket.key, order.blueprint_id, artifact.artifact_id)
+            await self._not_evaluated(ticket)
         return await self._end(record)
 
     async def _store(self, order: Order, artifact: Artifact) -> None:
         signed = sign_built(artifact, self._key, order.target, order.pipeline)
         await self._library.create_kernel(library_pb2.KernelManifest(artifact=signed.manifest), signed.files)
 
-    def _remember(self, key: str, blueprint_id: str, artifact_id: str) -> None:
-        self._made[key] = blueprint_id, artifact_id
-        while len(self._made) > self.options.keep_answers:
-            self._made.popitem(last=False)
+    async def _not_evaluated(self, ticket: Ticket) -> None:
+        """Let go of a blueprint whose kernel nobody here evaluates, so that no verdict would move it on."""
+        if (target := ticket.order.target) != CPU:
+            await self._let_go(ticket, statuses.UNVALIDATED, f"compiled for {target}, and not evaluated")
 
     async def _give_up(self, ticket: Ticket, record: pb.CompilationRecord) -> None:
-        """INVALID if a worker found the blueprint so; what only a pipeline's kernels fail at is no fault of it."""
+        """INVALID if a worker found so all there is; what only a pipeline's kernels fail at is no fault of a design."""
         reason = f"compiling for {ticket.order.interface} failed: {record.failure.message}"
         found = answered(record) and ticket.order.pipeline == FAST
+        found = found and not await cache.kernels_in_use(self._library, ticket.order.blueprint_id)
         await self._let_go(ticket, statuses.INVALID if found else statuses.UNVALIDATED, reason)
 
     async def _let_go(self, ticket: Ticket, status: library_pb2.BlueprintStatus.ValueType, reason: str) -> None:
-        """Mark a blueprint that nothing else was compiled from here and nothing is being."""
+        """Mark a blueprint that no other order is open for, and that no verdict on a kernel moves on."""
         name = ticket.order.blueprint_id
-        if not self._queue.busy_with(name, ticket) and not any(made == name for made, _ in self._made.values()):
+        kernels = await cache.kernels_in_use(self._library, name)
+        judged = any(kernel.target == codec.write_target(CPU) for kernel in kernels)
+        if not judged and not self._queue.busy_with(name, ticket):
             await statuses.mark(self._library, name, status, reason)
 
     async def _end(self, record: pb.CompilationRecord) -> pb.CompilationRecord:

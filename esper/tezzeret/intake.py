@@ -1,19 +1,15 @@
 """Decide whether an order is taken: what a worker would refuse is refused before it waits in a queue."""
 
 from esper.api.common.v1 import interface_pb2
-from esper.api.common.v1.resource_pb2 import PageRequest
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.blueprint.codec import read_graph, read_interface
 from esper.blueprint.interface import Interface
 from esper.blueprint.ir import Graph
-from esper.errors import InvalidBlueprint, NotFound, PreconditionFailed
+from esper.errors import InvalidBlueprint, PreconditionFailed
 from esper.tezzeret import statuses
+from esper.tezzeret.cache import kernels_in_use
 from esper.tezzeret.check import CostLimits, birth_reasons, fit_reasons
 from esper.tezzeret.port import Library
-
-# Kernels that an equal order may be answered with.
-_IN_USE = (pb.KERNEL_STATUS_PENDING_BENCHMARKING, pb.KERNEL_STATUS_VALIDATED)
-_NEWEST = 500  # kernels of a blueprint that its interest is read from
 
 
 async def read(
@@ -41,15 +37,4 @@ async def read(
 
 async def interest(library: Library, blueprint_id: str) -> float:
     """The highest interest of a blueprint's kernels in use, 0 to 1; 0: none is, or none was judged."""
-    request = pb.ListKernelsRequest(blueprint_id=blueprint_id, page=PageRequest(size=_NEWEST))
-    kernels = (await library.list_kernels(request)).kernels
-    return max((kernel.interest for kernel in kernels if kernel.status in _IN_USE), default=0.0)
-
-
-async def in_use(library: Library, artifact_id: str) -> bool:
-    """Whether the library has this kernel and nobody has taken it out of use."""
-    try:
-        reply = await library.get_kernel(pb.GetKernelRequest(artifact_id=artifact_id))
-    except NotFound:
-        return False
-    return reply.kernel.status in _IN_USE
+    return max((kernel.interest for kernel in await kernels_in_use(library, blueprint_id)), default=0.0)

@@ -24,6 +24,7 @@ from esper.tezzeret.exported import export_graph
 from esper.tezzeret.timed import device_timer
 
 KIND = "compile"
+SEARCH_SHARE = 0.5  # of an order's time, by when aggressive has chosen; checking the kernels needs the rest
 
 
 def compile_job(payload: bytes, _emit: Callable[[bytes], None] = lambda _part: None) -> bytes:
@@ -32,9 +33,13 @@ def compile_job(payload: bytes, _emit: Callable[[bytes], None] = lambda _part: N
     order = codec.read_order(payload)
     record = codec.new_record(order.blueprint_id, write_interface(order.interface), codec.number(order.pipeline))
     artifact: Artifact | None = None
+
+    def time_left_s() -> float:
+        return began + SEARCH_SHARE * order.limit_s - time.perf_counter()
+
     try:
-        timer = device_timer(order.target) if order.pipeline == "aggressive" else None
-        artifact = build(order.graph, order.interface, order.target, order.pipeline, order.limits, timer)
+        timer = device_timer(order.target, time_left_s) if order.pipeline == "aggressive" else None
+        artifact = build(order.graph, order.interface, order.target, order.pipeline, order.limits, timer, time_left_s)
         record.artifact_id = artifact.artifact_id
     except EsperError as error:
         record.failure.CopyFrom(codec.write_failure(error))

@@ -3,16 +3,22 @@
 import asyncio
 import heapq
 import itertools
+from collections.abc import Coroutine
+from typing import Any
 
 from esper.api.tezzeret.v1 import forge_pb2
+from esper.artifact.bundle import Artifact
 from esper.errors import Exhausted, Unavailable
 from esper.tezzeret.codec import Order
+
+Attempt = tuple[forge_pb2.CompilationRecord, Artifact | None]
 
 
 class Ticket:
     """One order in the queue or at work, and everybody who waits for it.
 
-    `operation_name` is for the record; whoever follows the order by an operation sets it.
+    `operation_name` is for the record; whoever follows the order by an operation sets it. `called_off`: nobody
+    waits any more, and it is not compiled to its end.
     """
 
     def __init__(self, key: str, order: Order) -> None:
@@ -22,6 +28,8 @@ class Ticket:
         self.priority = 0
         self.waiters = 0
         self.started = False
+        self.called_off = False
+        self._attempt: asyncio.Task[Attempt] | None = None
         self.done: asyncio.Future[forge_pb2.CompilationRecord] = asyncio.get_running_loop().create_future()
 
     def settle(self, result: forge_pb2.CompilationRecord | Exception) -> None:
@@ -33,6 +41,27 @@ class Ticket:
             self.done.exception()  # somebody may have stopped waiting; that is not an error to log
         else:
             self.done.set_result(result)
+
+    async def compile(self, work: Coroutine[Any, Any, Attempt]) -> Attempt | None:
+        """What `work` gives; None where the order was called off, before or meanwhile: it has ended by then."""
+        if self.called_off:
+            work.close()
+            return None
+        self._attempt = asyncio.create_task(work)
+        try:
+            await asyncio.wait([self._attempt])
+        finally:
+            self._attempt.cancel()  # the forge is stopping
+        return None if self.called_off else self._attempt.result()
+
+    def call_off(self) -> bool:
+        """End the order's compilation, or have it never begin. False: it is compiled, and is stored and told."""
+        if self._attempt is not None and self._attempt.done():
+            return False
+        self.called_off = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+        return True
 
 
 class Queue:

@@ -5,6 +5,7 @@ kernels have no loop, so that num_stages changes nothing in them and is not sear
 """
 
 import functools
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,9 +30,17 @@ TIMED = 4  # best tiles that a timer is asked about
 _TILES = (1, 2, 4, 8)  # times standard's, and half of it
 _WARPS = ((1, 1), (2, 1), (1, 2))  # times and divided by standard's elements of a warp
 _MOST_WARPS = 16
+_USED_UP = "the time of the search was used up"
 
 # timer(region, its source, element type, tiles) -> (seconds of a forward and backward in each tile, why there are none)
 Timer = Callable[[Region, bytes, torch.dtype, Sequence[Tile]], tuple[Sequence[float], str]]
+_Time = Callable[[Sequence[Tile]], tuple[Sequence[float], str]]
+TimeLeft = Callable[[], float]  # seconds; below 0 once they are used up
+
+
+def unlimited() -> float:
+    """The seconds that a search without a limit has left."""
+    return math.inf
 
 
 def search(
@@ -40,10 +49,13 @@ def search(
     sources: Mapping[str, bytes],
     target: str,
     timer: Timer | None = None,
+    time_left_s: TimeLeft = unlimited,
 ) -> dict[str, bytes]:
     """triton/regions.json in the tiles chosen, triton/search.json, machine code and descriptions.
 
-    The same inputs give the same bytes, but for a timer's word.
+    When no time is left, what was weighed by then is chosen from; standard's own tile comes first, and where it may not
+    be used, one that may.
+    The same inputs give the same bytes, but for a timer's word, and where the time was used up.
     Raises KernelFault where a region has no variant that may be used, naming each one's reason.
     """
     found, files, record = [], dict[str, bytes](), []
@@ -51,14 +63,17 @@ def search(
         for region in regions:
             source = sources[region.source]
             module = module_of(source, Path(folder) / Path(region.source).name)
-            weighed, made = _weigh(region, module, concrete, target, MOST_KERNELS // (2 * len(regions)))
-            time = timer and functools.partial(timer, region, source, concrete.interface.dtype)
+            most = MOST_KERNELS // (2 * len(regions))
+            weighed, made, left_out = _weigh(region, module, concrete, target, most, time_left_s)
+            time: _Time | None = timer and functools.partial(timer, region, source, concrete.interface.dtype)
+            if time and time_left_s() <= 0:
+                time = _not_timed
             choice = _choice(region, weighed, target, time)
             chosen = choice.tile
             for direction, number in zip(PASSES, chosen.warps, strict=True):
                 files |= made[direction, chosen.rows, number]
             found.append(replace(region, tile_rows=chosen.rows))
-            record.append(_written(region, weighed, choice))
+            record.append(_written(region, weighed, choice) | left_out)
     files[REGIONS] = write_regions(found)
     files[SEARCH] = canonical_json.write({"regions": record, "sizes": [list(size) for size in SIZES]})
     return files
@@ -80,15 +95,20 @@ def tiles(region: Region, most: int) -> list[tuple[int, int]]:
 
 
 def _weigh(
-    region: Region, module: ModuleType, concrete: Plan, target: str, most: int
-) -> tuple[list[Weighed], dict[tuple[str, int, int], dict[str, bytes]]]:
-    """Every variant of both passes, and the files of each that was compiled."""
+    region: Region, module: ModuleType, concrete: Plan, target: str, most: int, time_left_s: TimeLeft
+) -> tuple[list[Weighed], dict[tuple[str, int, int], dict[str, bytes]], dict[str, str]]:
+    """Every variant of both passes, the files of each that was compiled, and what the record says of those left out."""
     weighed: list[Weighed] = []
     made: dict[tuple[str, int, int], dict[str, bytes]] = {}
-    for direction in PASSES:
-        usual: Resources | None = None  # of standard's own tile, which comes first
-        for place, (rows, number) in enumerate(tiles(region, most)):
-            tiled = replace(region, tile_rows=rows)
+    usual: dict[str, Resources] = {}  # by pass, of standard's own tile, which comes first
+    left_out: dict[str, str] = {}
+    tried = tiles(region, most)
+    for place, (rows, number) in enumerate(tried):
+        if place and time_left_s() <= 0 and best_first(weighed, _standard(region)):
+            left_out = {"not_weighed": f"{len(tried) - place} of {len(tried)} tiles: {_USED_UP}"}
+            break
+        tiled = replace(region, tile_rows=rows)
+        for direction in PASSES:
             try:
                 files, seen, why = compiled(tiled, direction, module, concrete, target, number)
             except KernelFault as error:
@@ -96,12 +116,13 @@ def _weigh(
                 why = type(error.__cause__ or error).__name__
                 weighed.append(Weighed(direction, rows, number, None, (), 0, why))
                 continue
-            usual = seen if place == 0 else usual
+            if place == 0:
+                usual[direction] = seen
             made[direction, rows, number] = files
-            weighed.append(
-                weigh(tiled, direction, number, seen, concrete, DEVICES[target], why or narrower(seen, usual or seen))
-            )
-    return weighed, made
+            why = why or narrower(seen, usual.get(direction, seen))
+            weighed.append(weigh(tiled, direction, number, seen, concrete, DEVICES[target], why))
+    weighed.sort(key=lambda one: PASSES.index(one.direction))
+    return weighed, made, left_out
 
 
 def weigh(
@@ -134,10 +155,9 @@ def _choice(
     region: Region,
     weighed: Sequence[Weighed],
     target: str,
-    time: Callable[[Sequence[Tile]], tuple[Sequence[float], str]] | None,
+    time: _Time | None,
 ) -> Choice:
-    number = warps(region)
-    standard = Tile(region.tile_rows, (number, number))
+    standard = _standard(region)
     ordered = best_first(weighed, standard)
     if not ordered:
         reasons = "; ".join(
@@ -152,6 +172,14 @@ def _choice(
     if why_not:
         return replace(choose(ordered, standard), not_timed=why_not)
     return choose(ordered, standard, dict(zip(asked, seconds, strict=True)))
+
+
+def _standard(region: Region) -> Tile:
+    return Tile(region.tile_rows, (warps(region), warps(region)))
+
+
+def _not_timed(_tiles: Sequence[Tile]) -> tuple[Sequence[float], str]:
+    return [], _USED_UP
 
 
 def _written(region: Region, weighed: Sequence[Weighed], choice: Choice) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from esper.artifact.regions import PASSES, Region
 from esper.tezzeret.choose import Tile
 from esper.tezzeret.kernels import module_of
-from esper.tezzeret.search import Timer
+from esper.tezzeret.search import TimeLeft, Timer, unlimited
 from esper.tezzeret.traffic import programs_of
 from esper.tezzeret.triton_source import arguments
 
@@ -35,30 +35,32 @@ _TIMEOUT_S = 30.0
 _AT_WORK = 1
 
 
-def device_timer(target: str) -> Timer | None:
-    """A timer on this machine's device; None where torch sees none. That it is of `target` the timer finds out."""
+def device_timer(target: str, time_left_s: TimeLeft = unlimited) -> Timer | None:
+    """A timer on this machine's device; None where torch sees none. That it is of `target` the timer finds out.
+
+    It takes no longer for a region than `time_left_s` says when it is asked.
+    """
     if not torch.cuda.device_count():
         return None
 
     def timer(region: Region, source: bytes, dtype: torch.dtype, tiles: Sequence[Tile]) -> tuple[Sequence[float], str]:
-        return timed(request(region, dtype, tiles, target, size_for(region)), source)
+        limit_s = min(_TIMEOUT_S, max(0.0, time_left_s()))
+        return timed(request(region, dtype, tiles, target, size_for(region)), source, limit_s)
 
     return timer
 
 
-def timed(asked: Mapping[str, Any], source: bytes) -> tuple[Sequence[float], str]:
-    """(seconds of each tile, why there are none) from a process of its own."""
+def timed(asked: Mapping[str, Any], source: bytes, limit_s: float = _TIMEOUT_S) -> tuple[Sequence[float], str]:
+    """(seconds of each tile, why there are none) from a process of its own, which has `limit_s`."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / REQUEST).write_text(json.dumps(asked))
         (Path(name) / "region.py").write_bytes(source)
         command = [sys.executable, "-W", "ignore", "-m", __name__, name]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         try:
-            ran = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-            )
+            ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit_s, check=False)
         except subprocess.TimeoutExpired:
-            return [], f"timing took over {_TIMEOUT_S:g} s"
+            return [], f"timing took over {limit_s:.3g} s"
     if ran.returncode:
         return [], f"timing failed: {ran.stderr.strip()[-300:]}"
     told = json.loads(ran.stdout.splitlines()[-1])

@@ -267,6 +267,17 @@ async def test_the_next_start_needs_no_library(circle, tmp_path):
     assert (await asyncio.to_thread(again.load, artifact_id, site.interface)).timings.source == DISK
 
 
+async def test_a_forge_that_is_started_again_makes_nothing_anew(circle):
+    _, site = host_and_site(Rows)
+    artifact_id = await circle.make("low_rank", site)
+    kernel = (await circle.library.get_kernel(pb.GetKernelRequest(artifact_id=artifact_id))).kernel
+    pool = DirectPool({})
+    again = Forge(circle.library, pool, FORGE, circle.forge._publish, circle.forge._clock)
+    async with again:
+        record = await again.compile(kernel.blueprint_id, write_interface(site.interface))
+    assert (record.artifact_id, record.cached, pool.runs) == (artifact_id, True, [])
+
+
 async def test_the_jobs_run_in_the_runtimes_own_pool(circle, tmp_path):
     """Single-use workers forked from a warm process, as `esper up` has them."""
     kinds = {

@@ -119,6 +119,55 @@ async def test_a_job_over_its_limit_is_ended_with_its_worker(pool):
     await ends(int(said[0]))
 
 
+async def test_a_job_whose_caller_goes_away_is_ended_with_its_worker_and_all_it_started(pool):
+    said: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    job = asyncio.create_task(pool.run("start_and_nap", b"60", LIMIT_S, on_partial=said.set_result))
+    started, file = (await asyncio.wait_for(said, LIMIT_S)).decode().split()
+    worker = psutil.Process(int(started)).ppid()
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    for pid in (worker, int(started)):
+        await ends(pid)
+    assert not Path(file).parent.exists()
+    assert (pool.busy, pool.queued) == (0, 0)
+    assert await pool.run("echo", b"on", LIMIT_S) == b"on"
+
+
+async def test_a_job_whose_caller_goes_away_while_it_waits_never_begins(narrow):
+    first, _ = await napping(narrow, 0.3)
+    said: list[bytes] = []
+    waiting = asyncio.create_task(narrow.run("nap", b"0", LIMIT_S, on_partial=said.append))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    assert await narrow.run("echo", b"on", LIMIT_S) == b"on"
+    assert await first == b"rested"
+    assert waiting.cancelled()
+    assert not said
+
+
+async def test_a_job_whose_caller_goes_away_before_a_worker_has_come_is_given_to_none(narrow):
+    async with asyncio.timeout(LIMIT_S):
+        while narrow._idle.qsize() < narrow.size + narrow.spare:
+            await asyncio.sleep(0.02)
+    warm = warm_process(narrow)
+    os.kill(warm.pid, signal.SIGSTOP)  # it forks nobody while it stands still
+    said: list[bytes] = []
+    try:
+        for _ in range(narrow._idle.qsize()):
+            await narrow.run("echo", b"x", LIMIT_S)
+        job = asyncio.create_task(narrow.run("nap", b"60", LIMIT_S, on_partial=said.append))
+        await asyncio.sleep(0.05)
+        assert narrow.busy == 1
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+    finally:
+        os.kill(warm.pid, signal.SIGCONT)
+    assert await narrow.run("echo", b"on", LIMIT_S) == b"on"
+    assert not said
+
+
 @pytest.mark.parametrize("status", [0, 3])
 async def test_a_job_is_told_how_what_it_started_ended(pool, status):
     assert await pool.run("child_status", str(status).encode(), LIMIT_S) == str(status).encode()

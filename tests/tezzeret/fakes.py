@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from esper.api.common.v1.artifact_pb2 import ArtifactManifest
-from esper.api.common.v1.resource_pb2 import PageReply, PageRequest
+from esper.api.common.v1.resource_pb2 import PageReply, PageRequest, Target
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact.attest import BUILT, PROMOTED, verify
 from esper.artifact.body import read_body
@@ -71,6 +71,8 @@ class Library:
             artifact_id=one.artifact_id,
             blueprint_id=body.blueprint_id,
             interface=write_interface(body.interface),
+            target=Target.Value(f"TARGET_{body.target.upper()}"),
+            pipeline=body.pipeline,
             status=PENDING,
         )
         self.kernels[one.artifact_id].create_time.FromSeconds(len(self.kernels))
@@ -153,12 +155,17 @@ class DirectPool:
         self.gate: asyncio.Event | None = None
         self.failures: list[Exception] = []
         self.replies: list[bytes] = []
+        self.ended = 0  # jobs whose caller went away
 
     async def run(self, kind: str, payload: bytes, timeout_s: float) -> bytes:
         self.runs.append(kind)
         self.timeouts.append(timeout_s)
         if self.gate is not None:
-            await self.gate.wait()
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.ended += 1
+                raise
         if self.failures:
             raise self.failures.pop(0)
         return self.replies.pop(0) if self.replies else self.jobs[kind](payload)

@@ -44,8 +44,12 @@ def artifact() -> Artifact:
     return compile_kernel(GRAPH, INTERFACE, "sm_90", "aggressive", FORGE)
 
 
-def test_the_files_are_standards_and_the_record_of_the_search(artifact):
-    standard = build(GRAPH, INTERFACE, "sm_90", "standard")
+@pytest.fixture(scope="module")
+def standard() -> Artifact:
+    return build(GRAPH, INTERFACE, "sm_90", "standard")
+
+
+def test_the_files_are_standards_and_the_record_of_the_search(artifact, standard):
     assert artifact.files.keys() == standard.files.keys() | {SEARCH}
     changed = {name for name in standard.files if standard.files[name] != artifact.files[name]}
     tiled = {f"triton/region1_{one}.{suffix}" for one in ("forward", "backward") for suffix in ("cubin", "json")}
@@ -57,6 +61,16 @@ def test_the_files_are_standards_and_the_record_of_the_search(artifact):
     (told,) = json.loads(artifact.files[SEARCH])["regions"]
     assert told["positions"] == region.tile_rows > 4
     assert len(told["kernels"]) > 10
+
+
+def test_an_order_with_no_time_to_search_gets_standards_kernels_and_says_so(standard):
+    order = codec.Order(GRAPH, blueprint_id(GRAPH), INTERFACE, "sm_90", "aggressive", limit_s=0.0)
+    _, made = codec.read_reply(compile_job(codec.write_order(order)))
+    assert made is not None
+    assert {name: made.files[name] for name in standard.files} == standard.files
+    (told,) = json.loads(made.files[SEARCH])["regions"]
+    assert len(told["kernels"]) == 2
+    assert told["not_weighed"].endswith("tiles: the time of the search was used up")
 
 
 SCRIPT = """

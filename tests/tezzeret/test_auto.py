@@ -67,6 +67,16 @@ async def test_a_design_that_is_for_a_device_alone_is_not_left_compiling(triton)
         assert found.status_reason == "compiled for sm_90, and not evaluated"
 
 
+async def test_every_pipeline_has_its_own_time(triton):
+    options = ForgeOptions(targets=("cpu", "sm_90"), timeouts_s={"fast": 1.0, "standard": 2.0, "aggressive": 3.0})
+    async with opened(options) as shop:
+        blueprint = shop.library.add(CONV3)
+        for pipeline in (pb.PIPELINE_FAST, pb.PIPELINE_STANDARD, pb.PIPELINE_AGGRESSIVE):
+            shop.pool.failures = [KernelFault("it was only asked for its time")]
+            await shop.forge.compile(blueprint, MAP, pipeline)
+        assert shop.pool.timeouts == [1.0, 2.0, 3.0]
+
+
 async def test_a_busy_forge_gives_standard(triton):
     async with opened(BOTH) as shop:
         blueprint = await of_interest(shop, 0.9)

@@ -109,14 +109,14 @@ async def test_a_kernel_out_of_use_is_no_answer(status):
         assert shop.pool.runs == ["compile", "compile"]
 
 
-@pytest.mark.parametrize("error", [Unavailable("the worker died"), DeadlineExceeded("still at work after 60 s")])
+@pytest.mark.parametrize("error", [Unavailable("the worker died"), DeadlineExceeded("still at work after 30 s")])
 async def test_a_worker_that_dies_or_overruns_costs_one_more_attempt(error):
     async with opened() as shop:
         blueprint = shop.library.add(CONV3)
         shop.pool.failures = [error]
         assert (await shop.forge.compile(blueprint, MAP)).artifact_id
         assert shop.pool.runs == ["compile", "compile"]
-        assert shop.pool.timeouts == [60.0, 60.0]
+        assert shop.pool.timeouts == [30.0, 30.0]
 
 
 async def test_after_the_second_attempt_it_has_failed_and_everybody_hears_why():
@@ -242,7 +242,7 @@ async def test_several_workers_work_at_once():
             assert (await shop.forge.result(ticket)).artifact_id
 
 
-async def test_an_order_nobody_waits_for_any_more_is_dropped_unless_it_began():
+async def test_an_order_that_waits_is_dropped_when_nobody_waits_for_it_any_more():
     async with opened() as shop:
         shop.pool.gate = asyncio.Event()
         names = [shop.library.add(TEMPLATES[t].graph) for t in ("conv3", "low_rank")]
@@ -255,12 +255,12 @@ async def test_an_order_nobody_waits_for_any_more_is_dropped_unless_it_began():
         await asyncio.gather(one, return_exceptions=True)
         assert shop.forge.queued == 1  # somebody still waits
         two.cancel()
-        began.cancel()
-        await asyncio.gather(two, began, return_exceptions=True)
+        await asyncio.gather(two, return_exceptions=True)
         assert shop.forge.queued == 0
         shop.pool.gate.set()
-        await until(lambda: len(shop.ears.heard) == 1)  # what had begun goes on, and is told
-        assert shop.ears.heard[0].blueprint_id == names[0]
+        await began
+        assert [message.blueprint_id for message in shop.ears.heard] == [names[0]]
+        assert shop.pool.runs == ["compile"]
 
 
 async def test_while_the_library_is_away_nothing_is_told_and_the_order_may_come_again():
@@ -312,18 +312,6 @@ async def test_stopping_answers_everybody_who_waits():
         with pytest.raises(Unavailable, match="the forge is stopping"):
             await shop.forge.result(ticket)
     assert not shop.ears.heard
-
-
-async def test_a_restarted_forge_makes_the_same_kernel_again_and_nothing_twice():
-    first, second = Shop(), Shop()
-    async with first.forge:
-        blueprint = first.library.add(CONV3)
-        one = await first.forge.compile(blueprint, MAP)
-    second.forge._library = first.library  # another process, the same library
-    async with second.forge:
-        two = await second.forge.compile(blueprint, MAP)
-    assert one.artifact_id == two.artifact_id
-    assert list(first.library.kernels) == [one.artifact_id]
 
 
 async def test_a_submission_of_many_interfaces_is_answered_one_by_one():

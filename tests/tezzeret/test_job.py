@@ -1,12 +1,17 @@
 """The worker's job: bytes in, bytes out, failures as answers."""
 
+import math
+from dataclasses import replace
+
+import pytest
 import torch
 
 from esper.artifact.bundle import verify
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.interface import Interface, Kind
+from esper.errors import KernelFault
 from esper.karn.templates import TEMPLATES
-from esper.tezzeret import codec
+from esper.tezzeret import codec, job
 from esper.tezzeret.check import CostLimits
 from esper.tezzeret.compile import build, toolchain
 from esper.tezzeret.job import compile_job, warm_up
@@ -18,7 +23,8 @@ ORDER = codec.Order(GRAPH, blueprint_id(GRAPH), Interface(Kind.TOKENS, 8, torch.
 
 def test_an_order_survives_the_pipe():
     assert codec.read_order(codec.write_order(ORDER)) == ORDER
-    tight = codec.Order(GRAPH, "a" * 64, ORDER.interface, "cpu", "standard", CostLimits(1, 2, 3, 4))
+    limits = CostLimits(1, 2, 3, 4)
+    tight = codec.Order(GRAPH, "a" * 64, ORDER.interface, "cpu", "standard", limits, limit_s=2.5)
     assert codec.read_order(codec.write_order(tight)) == tight
 
 
@@ -39,6 +45,20 @@ def test_a_worker_signs_nothing():
     assert artifact is not None
     assert not artifact.manifest.attestations
     verify(artifact, ROOTS, require=())
+
+
+@pytest.mark.parametrize(("limit_s", "left_s"), [(math.inf, math.inf), (60.0, 30.0), (0.0, 0.0)])
+def test_a_search_has_half_of_an_orders_time_from_when_its_worker_begins(monkeypatch, limit_s, left_s):
+    left = []
+
+    def build(graph, interface, target, pipeline, limits, timer, time_left_s):
+        left.append(time_left_s())
+        raise KernelFault("it was only asked for its time")
+
+    monkeypatch.setattr(job, "build", build)
+    monkeypatch.setattr(job.time, "perf_counter", lambda: 1000.0)
+    compile_job(codec.write_order(replace(ORDER, limit_s=limit_s)))
+    assert left == [left_s]
 
 
 def test_what_cannot_be_compiled_is_an_answer():

@@ -157,6 +157,31 @@ async def test_a_queued_operation_that_is_cancelled_leaves_the_queue(wire):
     wire.shop.pool.gate.set()
 
 
+async def test_an_operation_at_work_that_is_cancelled_ends_its_worker_and_stores_nothing(wire):
+    wire.shop.pool.gate = asyncio.Event()
+    reply = await wire.forge.CreateCompilation(order(wire.shop.library.add(TEMPLATES["conv3"].graph)))
+    await until(lambda: wire.shop.pool.runs)
+    await wire.operations.CancelOperation(operation_pb2.CancelOperationRequest(name=reply.operation.name))
+    assert (await wire.ended(reply.operation.name)).state == Operation.STATE_CANCELLED
+    await until(lambda: wire.shop.forge.busy == 0)
+    assert wire.shop.pool.ended == 1
+    assert not wire.shop.library.kernels
+    assert not (await wire.forge.ListCompilations(pb.ListCompilationsRequest())).compilations
+
+
+async def test_one_of_two_operations_that_is_cancelled_leaves_the_other_its_kernel(wire):
+    wire.shop.pool.gate = asyncio.Event()
+    blueprint = wire.shop.library.add(TEMPLATES["conv3"].graph)
+    first, second = [(await wire.forge.CreateCompilation(order(blueprint))).operation.name for _ in range(2)]
+    await until(lambda: wire.shop.pool.runs)
+    await wire.operations.CancelOperation(operation_pb2.CancelOperationRequest(name=first))
+    assert (await wire.ended(first)).state == Operation.STATE_CANCELLED
+    wire.shop.pool.gate.set()
+    artifact = (await wire.ended(second)).result_name.removeprefix("kernels/")
+    assert artifact in wire.shop.library.kernels
+    assert wire.shop.pool.runs == ["compile"]
+
+
 async def test_compilations_are_listed_by_page_and_blueprint(wire):
     names = [wire.shop.library.add(TEMPLATES[t].graph) for t in ("conv3", "low_rank")]
     for name in (*names, names[0]):

@@ -205,7 +205,7 @@ class CompilationRecord(google.protobuf.message.Message):
     peak_bytes: builtins.int
     """Peak resident bytes of the worker."""
     cached: builtins.bool
-    """True: an equal request had been served before, nothing was compiled."""
+    """True: the library had the kernel of an equal request, nothing was compiled."""
     target: esper.api.common.v1.resource_pb2.Target.ValueType
     """For which device. UNSPECIFIED: it was refused before that was settled."""
     pipeline_reason: builtins.str
