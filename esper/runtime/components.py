@@ -151,8 +151,8 @@ class Components:
 
     async def _make_one(self, order: forge_pb2.BlueprintSubmitted) -> None:
         for record in await self._forge.compile_submitted(order):
-            if record.artifact_id:
-                await self._evaluator.evaluate(record.artifact_id)
+            ready = forge_pb2.KernelReady(artifact_id=record.artifact_id, blueprint_id=record.blueprint_id)
+            await self._evaluator.kernel_ready(ready)  # one that has a verdict, as of an earlier run, is left with it
 
     async def _summarise(self, task_name: str) -> Sequence[replay_pb2.Summary]:
         return self._replay.summaries(replay_pb2.Filter(task_name=task_name))
