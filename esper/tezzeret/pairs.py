@@ -5,9 +5,9 @@ of tiles, tl.dot, holds both tiles and both matrices at once: at 256 channels an
 every target, in bfloat16, float32 or both. It pads ranks to 16, and float32 has no tensor cores without TF32.
 
 The gradient of a matrix is a product over all positions. Summed in programs it would be 16 x rank x channels bytes of
-partial sums each, written and read. Two factors of channels numbers that backward writes, and torch multiplies as it
-does for a linear step, are 4 x channels numbers a position, written and read: fewer bytes, unless a program has twice as
-many positions as ranks (bfloat16). One of 2,048 elements, which is what registers hold, has 2,048 / channels.
+partial sums each, written and read. Instead backward writes two factors of channels numbers a position, and torch
+multiplies them as it does for a linear step. Written and read, these are fewer bytes unless a program has twice as many
+positions as ranks (bfloat16); one of 2,048 elements, which is what registers hold, has 2,048 / channels.
 """
 
 from esper.artifact.regions import PAIR, PASSES, described
@@ -20,7 +20,6 @@ MOST_RANK = 16
 # A program of 2,048 elements has 8 warps, so that a thread may have 255 registers; one of 4,096 has 16, and spills.
 MOST_ROW_CHANNELS = 2048
 MOST_MAP_CHANNELS = 128
-MOST_PAIRS = 2  # in a region: with three, registers of gfx942 spill for the arguments alone
 LEAST_SAVED = (
     4  # the part of the bytes that must be saved, one in so many: what loses its tensor cores must gain by bytes
 )
@@ -39,23 +38,20 @@ def why_no_pair(step: int, concrete: Plan, *, maps: bool) -> str:
     return f"rank {rank}; in a kernel, without tensor cores, at most {MOST_RANK} pays" if rank > MOST_RANK else ""
 
 
-def dearest(steps: tuple[int, ...], concrete: Plan) -> tuple[int, str]:
-    """(the pair of the highest rank, why torch shall have it); (0, "") where one kernel of `steps` is fine.
+def unpaid(steps: tuple[int, ...], concrete: Plan) -> tuple[int, str]:
+    """(the pair among `steps`, why one kernel of them does not pay); (0, "") where it does, or there is no pair.
 
-    Weighed are bytes a position, both passes: of one kernel, and of the pairs by torch and a kernel of the other steps.
+    Weighed are bytes a position, both passes: of one kernel, and of the pair by torch and a kernel of the other steps.
     """
-    pairs = [at for at in steps if concrete.form.steps[at - 1].node.operator == PAIR]
-    if not pairs:
+    pair = next((at for at in steps if concrete.form.steps[at - 1].node.operator == PAIR), 0)
+    if not pair:
         return 0, ""
-    step = max(pairs, key=lambda at: (concrete.bindings[at - 1].integer("rank"), at))
-    if len(pairs) > MOST_PAIRS:
-        return step, f"{len(pairs)} low_rank between neighbours; registers hold at most {MOST_PAIRS} in one kernel"
-    rest = tuple(at for at in steps if at not in pairs)
-    apart = sum(_alone(at, concrete) for at in pairs) + (_bytes(rest, concrete) if rest else 0)
+    rest = tuple(at for at in steps if at != pair)
+    apart = _alone(pair, concrete) + (_bytes(rest, concrete) if rest else 0)
     together = _bytes(steps, concrete)
     if LEAST_SAVED * (apart - together) >= apart:
         return 0, ""
-    return step, (
+    return pair, (
         f"one kernel of it and its neighbours moves {together} bytes a position, several move {apart}; "
         f"it pays where one in {LEAST_SAVED} is saved"
     )

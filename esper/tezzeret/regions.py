@@ -9,7 +9,7 @@ import torch
 from esper.artifact.regions import PAIR, Region, described, value_type
 from esper.blueprint.plan import Plan
 from esper.blueprint.signature import Extent
-from esper.tezzeret.pairs import dearest, why_no_pair
+from esper.tezzeret.pairs import unpaid, why_no_pair
 from esper.tezzeret.rules import RULES
 
 MOST_ROW_CHANNELS = 4096  # a program holds all channels of a position, in registers
@@ -54,7 +54,7 @@ def _paying(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
     """Groups in which every low-rank pair pays; one that does not gets its reason, and the others are drawn anew."""
     while True:
         groups = _merged(concrete, reasons)
-        left = [(step, reason) for step, reason in (dearest(group, concrete) for group in groups) if step]
+        left = [(step, reason) for step, reason in (unpaid(group, concrete) for group in groups) if step]
         if not left:
             return groups
         reasons.update(left)
@@ -68,6 +68,8 @@ def _merged(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
     fusable = [
         (a, b) for a, b in edges if not {a, b} & reasons.keys() and value_type(a, concrete) == value_type(b, concrete)
     ]
+    pairs = [at for at, step in enumerate(steps, start=1) if step.node.operator == PAIR and at not in reasons]
+    fusable.sort(key=lambda edge: not set(edge) & set(pairs))  # a pair's own neighbours first: they make it pay
     changed = True
     while changed:
         changed = False
@@ -75,7 +77,8 @@ def _merged(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
             if group[a] == group[b]:
                 continue
             trial = [min(group[a], group[b]) if g in (group[a], group[b]) else g for g in group]
-            if _acyclic(trial, edges):
+            # registers hold the lines of one low-rank pair
+            if _acyclic(trial, edges) and len({trial[at] for at in pairs}) == len(pairs):
                 group, changed = trial, True
     members: dict[int, list[int]] = {}
     for step in range(1, len(steps) + 1):

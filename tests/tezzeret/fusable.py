@@ -84,7 +84,7 @@ def paired(rank: int, *, bias: bool) -> Graph:
     )
 
 
-# two pairs in one region that share a matrix
+# two regions with a pair each, which share a matrix
 SHARED = Graph(
     (
         Node("normed", "channel_norm", (INPUT,), ("w",)),
