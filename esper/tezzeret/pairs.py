@@ -20,9 +20,8 @@ MOST_RANK = 16
 # A program of 2,048 elements has 8 warps, so that a thread may have 255 registers; one of 4,096 has 16, and spills.
 MOST_ROW_CHANNELS = 2048
 MOST_MAP_CHANNELS = 128
-LEAST_SAVED = (
-    4  # the part of the bytes that must be saved, one in so many: what loses its tensor cores must gain by bytes
-)
+# One in so many bytes must be saved: what loses its tensor cores must gain by bytes.
+LEAST_SAVED = 4
 _ALONE = 6  # numbers a channel and a rank: forward reads and writes one, backward reads three and writes one
 
 

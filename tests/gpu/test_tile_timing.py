@@ -12,7 +12,7 @@ from esper.karn.templates import TEMPLATES
 from esper.ops import extension
 from esper.tezzeret.kernels import MACHINE_CODE, triton_version
 from tests.requirements import require
-from tests.tezzeret.fusable import PAIR
+from tests.tezzeret.fusable import ADAPTER
 
 pytestmark = pytest.mark.gpu
 
@@ -27,7 +27,7 @@ def require_forge() -> None:
     require("cryptography", "" if found else "artifacts are signed with cryptography: pip install cryptography")
 
 
-@pytest.mark.parametrize("graph", [GRAPH, PAIR], ids=["norm", "low_rank"])
+@pytest.mark.parametrize("graph", [GRAPH, ADAPTER], ids=["norm", "low_rank"])
 def test_tiles_are_timed_and_the_winner_is_the_reference(graph):
     require_forge()
     require("cpp", extension.load().missing)

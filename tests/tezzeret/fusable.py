@@ -114,6 +114,22 @@ SQUARE = Graph(
     (_vector("w"), Parameter("square", (CHANNELS, CHANNELS), _DRAWN)),
     "out",
 )
+ADAPTER = Graph(  # zero at birth, as what a forge builds must be
+    (
+        Node("normed", "channel_norm", (INPUT,), ("w", "b")),
+        _pair("pair", "normed", constant(3), "down", "up"),
+        Node("bent", "gelu", ("pair",)),
+        Node("gate", "sigmoid", ("normed",)),
+        Node("out", "mul", ("bent", "gate")),
+    ),
+    (
+        _vector("w"),
+        _vector("b"),
+        Parameter("down", (constant(3), CHANNELS), _DRAWN),
+        Parameter("up", (CHANNELS, constant(3)), Initialiser.ZEROS),
+    ),
+    "out",
+)
 PAIR = paired(3, bias=True)
 PAIRS = {
     "pair": PAIR,

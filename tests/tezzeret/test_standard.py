@@ -26,7 +26,7 @@ from esper.tezzeret.kernels import triton_version
 from tests.artifact.samples import EVALUATION, FORGE, ROOTS
 from tests.requirements import require
 from tests.tezzeret.elsewhere import printed
-from tests.tezzeret.fusable import PAIR
+from tests.tezzeret.fusable import ADAPTER
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -110,16 +110,16 @@ def test_the_executor_loads_it_on_a_cpu_and_says_why_its_kernels_rest(artifact, 
 PAIR_SCRIPT = """
 from esper.blueprint.interface import Interface, Kind
 from esper.tezzeret.compile import build
-from tests.tezzeret.fusable import PAIR
+from tests.tezzeret.fusable import ADAPTER
 for pipeline in ("standard", "aggressive"):
-    print(build(PAIR, Interface(Kind.TOKENS, 8), "sm_90", pipeline).artifact_id)
+    print(build(ADAPTER, Interface(Kind.TOKENS, 8), "sm_90", pipeline).artifact_id)
 """
 
 
 def test_a_low_rank_pair_is_in_the_kernels_and_the_id_is_the_same_in_another_folder(tmp_path):
-    made = [build(PAIR, INTERFACE, "sm_90", pipeline) for pipeline in ("standard", "aggressive")]
+    made = [build(ADAPTER, INTERFACE, "sm_90", pipeline) for pipeline in ("standard", "aggressive")]
     for artifact in made:
-        (region,) = read_regions(artifact.files[REGIONS], plan(PAIR, INTERFACE))
+        (region,) = read_regions(artifact.files[REGIONS], plan(ADAPTER, INTERFACE))
         assert len(region.pairs) == 1
         assert b"low_rank" in artifact.files[region.source]
         described = json.loads(artifact.files["triton/region1_backward.json"])
