@@ -36,11 +36,8 @@ class Compiled:
     metadata: dict[str, object]
 
 
-def compile_for(spec: Specialisation, target: str, ptx_options: str = "") -> Compiled:
-    """`spec` for `target`, a key of TARGETS. Raises ValueError where the specialisation does not fit its kernel.
-
-    `ptx_options`: more of NVIDIA's assembler, as on its command line.
-    """
+def compile_for(spec: Specialisation, target: str) -> Compiled:
+    """`spec` for `target`, a key of TARGETS. Raises ValueError where the specialisation does not fit its kernel."""
     if reason := why_unfit(spec):
         raise ValueError(f"{spec.name}: {reason}")
     kernel, gpu = spec.kernel, TARGETS[target]
@@ -50,8 +47,7 @@ def compile_for(spec: Specialisation, target: str, ptx_options: str = "") -> Com
     with tempfile.TemporaryDirectory() as cache, knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.dir = cache
         knobs.compilation.disable_line_info = True
-        options = {"num_warps": spec.num_warps} | ({"ptx_options": ptx_options} if ptx_options else {})
-        built = triton.compile(source, target=gpu, options=options)
+        built = triton.compile(source, target=gpu, options={"num_warps": spec.num_warps})
     if reason := why_not_launchable(built.metadata):
         raise ValueError(f"{spec.name} for {target}: {reason}")
     binary, assembly = SUFFIXES[gpu.backend]

@@ -24,9 +24,6 @@ MACHINE_CODE = {"sm_80": "cubin", "sm_90": "cubin", "sm_100": "cubin", "gfx942":
 _TRITON_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ACCESS_BYTES = 16
 _ELEMENTS_PER_WARP = 256  # 8 of each of 32 threads
-# ptxas keeps one to three words on the stack, of kernels that use 96 or 128 registers of 255, to have more programs at
-# once; at its lowest level it keeps none. Kernels without a pair are compiled at its usual level alone.
-_SPARING = "--register-usage-level=0"
 
 
 @functools.cache
@@ -56,12 +53,27 @@ def machine_code_files(
         for region in regions:
             module = module_of(sources[region.source], Path(folder) / Path(region.source).name)
             for direction in PASSES:
-                made, _, reason = compiled(region, direction, module, concrete, target, warps(region))
+                made, reason = _usable(region, direction, module, concrete, target)
                 if reason:
                     why = f"{reason}; this is a fault of the forge, ask for pipeline fast"
                     raise KernelFault(f"{region.kernel(direction)} for {target}: {why}")
                 files |= made
     return files
+
+
+def _usable(
+    region: Region, direction: str, module: ModuleType, concrete: Plan, target: str
+) -> tuple[dict[str, bytes], str]:
+    """(files below triton/, why they are not to be used) of one kernel; one with a pair may need twice the usual warps.
+
+    ptxas keeps a few words of some of those on the stack, at 96 or 128 registers of the 255 that a thread may have, to
+    have more programs at once; with half as many elements of a thread it keeps none.
+    """
+    number = warps(region)
+    made, _, reason = compiled(region, direction, module, concrete, target, number)
+    if reason and region.pairs:
+        made, _, reason = compiled(region, direction, module, concrete, target, 2 * number)
+    return made, reason
 
 
 def module_of(source: bytes, path: Path) -> ModuleType:
@@ -100,29 +112,19 @@ def compiled(
         tuple(argument for argument in signature if argument.endswith("_ptr") and argument != "state_ptr"),
         num_warps=num_warps,
     )
+    try:
+        made = compilation.compile_for(spec, target)
+    except Exception as error:  # whatever a compiler raises: the design is fine, its kernel is not
+        raise KernelFault(f"{name} for {target}: Triton raised {type(error).__name__}: {str(error)[:500]}") from error
     backend = compilation.TARGETS[target].backend
-    made, seen = _built(spec, target, backend)
-    if region.pairs and seen.spilled and backend == "cuda":
-        made, seen = _built(spec, target, backend, _SPARING)
-    binary = compilation.SUFFIXES[backend][0]
+    binary, assembly = compilation.SUFFIXES[backend]
+    shared_bytes = int(made.metadata["shared_bytes"])
+    seen = read_resources(made.files[binary], made.files[assembly].decode(), shared_bytes, backend)
     files = {
         f"triton/{name}.{binary}": made.files[binary],
         f"triton/{name}.json": canonical_json.write(made.metadata),
     }
     return files, seen, why_bad(seen, backend, wide=wide(region, concrete))
-
-
-def _built(spec: Any, target: str, backend: str, ptx_options: str = "") -> tuple[Any, Resources]:
-    """(what the compiler made, what it uses). Raises KernelFault where Triton cannot compile it."""
-    compilation = importlib.import_module("kernels_triton.compilation")
-    try:
-        made = compilation.compile_for(spec, target, ptx_options)
-    except Exception as error:  # whatever a compiler raises: the design is fine, its kernel is not
-        said = f"Triton raised {type(error).__name__}: {str(error)[:500]}"
-        raise KernelFault(f"{spec.name} for {target}: {said}") from error
-    binary, assembly = compilation.SUFFIXES[backend]
-    shared_bytes = int(made.metadata["shared_bytes"])
-    return made, read_resources(made.files[binary], made.files[assembly].decode(), shared_bytes, backend)
 
 
 def warps(region: Region) -> int:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 
 from esper.artifact.agree import TOLERANCE
 from esper.artifact.contents import write_graph_file
+from esper.artifact.regions import PASSES
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.plan import plan
 from esper.errors import KernelFault
@@ -24,7 +24,6 @@ from esper.tezzeret.pairs import MOST_ROW_CHANNELS as MOST_PAIR_ROW_CHANNELS
 from esper.tezzeret.regions import find_regions
 from esper.tezzeret.resources import read_resources
 from esper.tezzeret.rules import RULES
-from esper.tezzeret.triton_source import triton_source
 from tests.requirements import require
 from tests.tezzeret.fusable import BROADCAST, CASES, CHAIN, GRAPHS, PAIR, SHARED, paired
 
@@ -146,23 +145,29 @@ def test_float32_is_multiplied_as_float32(target, monkeypatch):
         assert "mma" not in assembly.replace("fma", "")
 
 
-@pytest.mark.parametrize(("graph", "attempts"), [(PAIR, 2), (CHAIN, 1)])
-def test_a_pair_of_which_the_assembler_spills_a_word_is_compiled_sparingly(graph, attempts, monkeypatch, tmp_path):
+def test_a_pair_that_spills_by_its_own_warps_has_twice_as_many():
+    """255 channels and rank 1 for sm_80: the assembler keeps a word on the stack. Others have one number of warps."""
+    concrete = plan(paired(1, bias=True), Interface(Kind.TOKENS, 255, torch.bfloat16))
+    regions, _ = find_regions(concrete)
+    files = machine_code_files(regions, concrete, source_files(regions, concrete), "sm_80")
+    warps = [json.loads(files[f"triton/region1_{direction}.json"])["num_warps"] for direction in PASSES]
+    assert warps == [4, 8]
+
+
+@pytest.mark.parametrize(("graph", "attempts"), [(PAIR, [4, 8]), (CHAIN, [4])])
+def test_what_spills_however_many_warps_is_refused(graph, attempts, monkeypatch):
     asked = []
-    original = kernels._built
 
-    def built(spec, target, backend, ptx_options=""):
-        asked.append(ptx_options)
-        made, seen = original(spec, target, backend, ptx_options)
-        return made, replace(seen, spilled="" if ptx_options else "it keeps 8 bytes on the stack")
+    def compiled(region, direction, module, concrete, target, number):
+        asked.append(number)
+        return {}, None, "it keeps 8 bytes on the stack"
 
-    monkeypatch.setattr(kernels, "_built", built)
+    monkeypatch.setattr(kernels, "compiled", compiled)
     concrete = plan(graph, TOKENS)
-    (region,), _ = find_regions(concrete)
-    module = kernels.module_of(triton_source(region, concrete).encode(), tmp_path / "region1.py")
-    *_, reason = kernels.compiled(region, "forward", module, concrete, "sm_80", kernels.warps(region))
-    assert asked == ["", "--register-usage-level=0"][:attempts]
-    assert reason == ("" if attempts == 2 else "it keeps 8 bytes on the stack")
+    regions, _ = find_regions(concrete)
+    with pytest.raises(KernelFault, match="region1_forward for sm_80: it keeps 8 bytes on the stack"):
+        machine_code_files(regions, concrete, source_files(regions, concrete), "sm_80")
+    assert asked == attempts
 
 
 def test_code_whose_accesses_are_narrow_is_refused(monkeypatch):
