@@ -11,7 +11,6 @@ import torch
 
 from esper.artifact.agree import TOLERANCE
 from esper.artifact.contents import write_graph_file
-from esper.artifact.regions import PASSES
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.plan import plan
 from esper.errors import KernelFault
@@ -145,24 +144,31 @@ def test_float32_is_multiplied_as_float32(target, monkeypatch):
         assert "mma" not in assembly.replace("fma", "")
 
 
-def test_a_pair_that_spills_by_its_own_warps_has_twice_as_many():
-    """255 channels and rank 1 for sm_80: the assembler keeps a word on the stack. Others have one number of warps."""
-    concrete = plan(paired(1, bias=True), Interface(Kind.TOKENS, 255, torch.bfloat16))
-    regions, _ = find_regions(concrete)
-    files = machine_code_files(regions, concrete, source_files(regions, concrete), "sm_80")
-    warps = [json.loads(files[f"triton/region1_{direction}.json"])["num_warps"] for direction in PASSES]
-    assert warps == [4, 8]
-
-
-@pytest.mark.parametrize(("graph", "attempts"), [(PAIR, [4, 8]), (CHAIN, [4])])
-def test_what_spills_however_many_warps_is_refused(graph, attempts, monkeypatch):
+def spilling(monkeypatch, enough: int) -> list[int]:
+    """A compiler whose code spills with fewer than `enough` warps; the warps it is asked for, in order."""
     asked = []
 
     def compiled(region, direction, module, concrete, target, number):
         asked.append(number)
-        return {}, None, "it keeps 8 bytes on the stack"
+        reason = "" if number >= enough else "it keeps 8 bytes on the stack"
+        return {direction: b"%d" % number}, None, reason
 
     monkeypatch.setattr(kernels, "compiled", compiled)
+    return asked
+
+
+def test_a_pair_that_spills_by_its_own_warps_has_twice_as_many(monkeypatch):
+    asked = spilling(monkeypatch, 8)
+    concrete = plan(PAIR, TOKENS)
+    regions, _ = find_regions(concrete)
+    files = machine_code_files(regions, concrete, source_files(regions, concrete), "sm_80")
+    assert files == {"forward": b"8", "backward": b"8"}
+    assert asked == [4, 8, 4, 8]
+
+
+@pytest.mark.parametrize(("graph", "attempts"), [(PAIR, [4, 8]), (CHAIN, [4])])
+def test_what_spills_is_refused_after_as_many_attempts_as_there_are(graph, attempts, monkeypatch):
+    asked = spilling(monkeypatch, 16)
     concrete = plan(graph, TOKENS)
     regions, _ = find_regions(concrete)
     with pytest.raises(KernelFault, match="region1_forward for sm_80: it keeps 8 bytes on the stack"):
