@@ -97,16 +97,19 @@ class _Fused(torch.autograd.Function):
                 written.append((f"d{one.value}_sums_ptr", _partial(dense[0], programs, one.channels)))
             else:
                 written.append((f"d{one.value}_ptr", torch.empty_like(tensor)))
-        for place in region.parameters:
+        for place in region.vectors:
             written.append((f"p{place}_sums_ptr", _partial(dense[0], programs, region.channels)))
-        form.run(region, "backward", programs, tensors | dict(written), positions)
+        kept = {name: dense[0].new_empty((samples * positions, wide)) for name, wide in region.kept}
+        form.run(region, "backward", programs, tensors | dict(written) | kept, positions)
         shares = [tensor for _, tensor in written]
         made = [
             _summed(one, share, samples, tensor)
             for one, share, tensor in zip(region.inputs, shares, dense, strict=False)
         ]
         inputs = len(region.inputs)
-        made += [share.sum(0).to(p.dtype) for share, p in zip(shares[inputs:], dense[inputs:], strict=True)]
+        whole = _of_matrices(region, kept)
+        whole |= {place: share.sum(0) for place, share in zip(region.vectors, shares[inputs:], strict=True)}
+        made += [whole[place].to(p.dtype) for place, p in zip(region.parameters, dense[inputs:], strict=True)]
         return (None, None, *made)
 
 
@@ -167,6 +170,16 @@ def _grid(region: Region, shape: Sequence[int]) -> tuple[int, int, int]:
 
 def _partial(like: Tensor, programs: int, channels: int) -> Tensor:
     return torch.empty((programs, channels), dtype=torch.float32, device=like.device)
+
+
+def _of_matrices(region: Region, kept: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Place -> gradient of every matrix: products over all positions, as those of a linear step."""
+    made: dict[int, Tensor] = {}
+    places = (place for pair in region.pairs for place in (pair.down, pair.up))
+    for place, (left, right) in zip(places, region.products, strict=True):
+        share = kept[left].T @ kept[right]
+        made[place] = made[place] + share if place in made else share
+    return made
 
 
 def _summed(one: Outside, share: Tensor, samples: int, tensor: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ MAX_METADATA_BYTES = 1 << 16
 ROWS, MAP = "rows", "map"
 LAYOUTS = (ROWS, MAP)
 PASSES = ("forward", "backward")
+PAIR = "low_rank"
+KEPT = ("outer", "behind", "inner", "within")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,16 @@ class Outside:
     value: int
     channels: int
     per_sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A low_rank step: up (down x), of places in the canonical order."""
+
+    step: int
+    down: int
+    up: int
+    rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,32 @@ class Region:
     layout: str
     tile_rows: int
     tile_columns: int
+    pairs: tuple[Pair, ...] = ()  # the graph has them, the file does not
+
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        """Parameters with one number for each channel: all but the pairs' matrices."""
+        matrices = {place for pair in self.pairs for place in (pair.down, pair.up)}
+        return tuple(place for place in self.parameters if place not in matrices)
+
+    @property
+    def kept(self) -> tuple[tuple[str, int], ...]:
+        """(argument, numbers a position) of what backward writes for the gradients of the pairs' matrices.
+
+        `outer` is a pair's input, `inner` what its first matrix makes of that; `behind` is its result's gradient,
+        `within` that of `inner`. All are [samples x positions, numbers], whatever the layout.
+        """
+        return tuple(
+            (f"{word}{pair.step}_ptr", pair.rank if word in ("inner", "within") else self.channels)
+            for pair in self.pairs
+            for word in KEPT
+        )
+
+    @property
+    def products(self) -> tuple[tuple[str, str], ...]:
+        """(argument, argument) whose product, the first transposed, is a matrix's gradient: of each pair, down, up."""
+        factors = (("within", "outer"), ("behind", "inner"))
+        return tuple((f"{a}{pair.step}_ptr", f"{b}{pair.step}_ptr") for pair in self.pairs for a, b in factors)
 
     @property
     def by_sample(self) -> bool:
@@ -84,10 +122,11 @@ def read_regions(data: bytes, concrete: Plan) -> tuple[Region, ...]:
     seen = [step for region in regions for step in region.steps]
     if len(set(seen)) != len(seen):
         raise Corrupt(f"{REGIONS} gives a step to two regions")
-    for region in regions:
-        if region != described(region.number, region.steps, concrete, region.tile_rows, region.tile_columns):
+    found = tuple(described(one.number, one.steps, concrete, one.tile_rows, one.tile_columns) for one in regions)
+    for region, own in zip(regions, found, strict=True):
+        if _written(region) != _written(own):
             raise Corrupt(f"{REGIONS}: region {region.number} is not one of the graph beside it")
-    return regions
+    return found
 
 
 def described(number: int, steps: tuple[int, ...], concrete: Plan, rows: int, columns: int) -> Region:
@@ -106,7 +145,8 @@ def described(number: int, steps: tuple[int, ...], concrete: Plan, rows: int, co
         wide, its = value_type(value, concrete)
         inputs.append(Outside(value, wide, full and its is Extent.POOLED))
     layout = MAP if kind.channels_first and full else ROWS
-    return Region(number, steps, tuple(inputs), tuple(parameters), tuple(shown), channels, layout, rows, columns)
+    pairs = tuple(_pair(at, concrete) for at in steps if form.steps[at - 1].node.operator == PAIR)
+    return Region(number, steps, tuple(inputs), tuple(parameters), tuple(shown), channels, layout, rows, columns, pairs)
 
 
 def value_type(value: int, concrete: Plan) -> tuple[int, Extent]:
@@ -115,6 +155,11 @@ def value_type(value: int, concrete: Plan) -> tuple[int, Extent]:
         return concrete.interface.channels, Extent.FULL
     binding = concrete.bindings[value - 1]
     return binding.channels, binding.extent
+
+
+def _pair(step: int, concrete: Plan) -> Pair:
+    down, up = concrete.form.steps[step - 1].parameters[:2]
+    return Pair(step, down, up, concrete.bindings[step - 1].integer("rank"))
 
 
 def _used_outside(value: int, inside: set[int], concrete: Plan) -> bool:

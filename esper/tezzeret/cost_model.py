@@ -1,9 +1,9 @@
 """How long one launch of a region's kernel takes on a device, from what its compiler said. Pure; for ranking only.
 
-A region's kernel has no loop: a program loads its tile, computes and stores. Time is that of rounds of programs, as
-many at once as fit; a round takes the longer of its bytes and its arithmetic, and the part of a trip to memory that no
-other program of the unit hides: one of those at once. Parameters, and what serves all positions of a sample, come from
-cache and are not counted.
+A region's kernel has no loop over its values: a program loads its tile, computes and stores. Time is that of rounds of
+programs, as many at once as fit; a round takes the longer of its bytes and its arithmetic, and the part of a trip to
+memory that no other program of the unit hides: one of those at once. Parameters, and what serves all positions of a
+sample, come from cache and are not counted.
 
 Where the constants are from:
 

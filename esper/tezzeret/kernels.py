@@ -53,12 +53,27 @@ def machine_code_files(
         for region in regions:
             module = module_of(sources[region.source], Path(folder) / Path(region.source).name)
             for direction in PASSES:
-                made, _, reason = compiled(region, direction, module, concrete, target, warps(region))
+                made, reason = _usable(region, direction, module, concrete, target)
                 if reason:
                     why = f"{reason}; this is a fault of the forge, ask for pipeline fast"
                     raise KernelFault(f"{region.kernel(direction)} for {target}: {why}")
                 files |= made
     return files
+
+
+def _usable(
+    region: Region, direction: str, module: ModuleType, concrete: Plan, target: str
+) -> tuple[dict[str, bytes], str]:
+    """(files below triton/, why they are not to be used) of one kernel; one with a pair may need twice the usual warps.
+
+    ptxas keeps a few words of some of those on the stack, at 96 or 128 registers of the 255 that a thread may have, to
+    have more programs at once; with half as many elements of a thread it keeps none.
+    """
+    number = warps(region)
+    made, _, reason = compiled(region, direction, module, concrete, target, number)
+    if reason and region.pairs:
+        made, _, reason = compiled(region, direction, module, concrete, target, 2 * number)
+    return made, reason
 
 
 def module_of(source: bytes, path: Path) -> ModuleType:

@@ -6,9 +6,10 @@ set drawn together has no cycle.
 
 import torch
 
-from esper.artifact.regions import Region, described, value_type
+from esper.artifact.regions import PAIR, Region, described, value_type
 from esper.blueprint.plan import Plan
 from esper.blueprint.signature import Extent
+from esper.tezzeret.pairs import unpaid, why_no_pair
 from esper.tezzeret.rules import RULES
 
 MOST_ROW_CHANNELS = 4096  # a program holds all channels of a position, in registers
@@ -24,7 +25,7 @@ def find_regions(concrete: Plan) -> tuple[tuple[Region, ...], dict[int, str]]:
     for step in range(1, len(concrete.form.steps) + 1):
         if reason := why_not(step, concrete):
             reasons[step] = reason
-    groups = _merged(concrete, reasons)
+    groups = _paying(concrete, reasons)
     found = []
     for group in groups:
         if len(group) == 1:
@@ -44,7 +45,19 @@ def why_not(step: int, concrete: Plan) -> str:
     channels, extent = value_type(step, concrete)
     maps = concrete.interface.kind.channels_first and extent is Extent.FULL
     most = MOST_MAP_CHANNELS if maps else MOST_ROW_CHANNELS
-    return f"{channels} channels a position; a program holds at most {most}" if channels > most else ""
+    if channels > most:
+        return f"{channels} channels a position; a program holds at most {most}"
+    return why_no_pair(step, concrete, maps=maps) if operator == PAIR else ""
+
+
+def _paying(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
+    """Groups in which every low-rank pair pays; one that does not gets its reason, and the others are drawn anew."""
+    while True:
+        groups = _merged(concrete, reasons)
+        left = [(step, reason) for step, reason in (unpaid(group, concrete) for group in groups) if step]
+        if not left:
+            return groups
+        reasons.update(left)
 
 
 def _merged(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
@@ -55,6 +68,8 @@ def _merged(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
     fusable = [
         (a, b) for a, b in edges if not {a, b} & reasons.keys() and value_type(a, concrete) == value_type(b, concrete)
     ]
+    pairs = [at for at, step in enumerate(steps, start=1) if step.node.operator == PAIR and at not in reasons]
+    fusable.sort(key=lambda edge: not set(edge) & set(pairs))  # a pair's own neighbours first: they make it pay
     changed = True
     while changed:
         changed = False
@@ -62,7 +77,8 @@ def _merged(concrete: Plan, reasons: dict[int, str]) -> list[tuple[int, ...]]:
             if group[a] == group[b]:
                 continue
             trial = [min(group[a], group[b]) if g in (group[a], group[b]) else g for g in group]
-            if _acyclic(trial, edges):
+            # registers hold the lines of one low-rank pair
+            if _acyclic(trial, edges) and len({trial[at] for at in pairs}) == len(pairs):
                 group, changed = trial, True
     members: dict[int, list[int]] = {}
     for step in range(1, len(steps) + 1):

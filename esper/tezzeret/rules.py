@@ -7,17 +7,18 @@ gradients are those of the functions in esper/blueprint/pointwise.py.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from esper.blueprint.ir import Attribute
-
 
 class Names(NamedTuple):
-    """What a step's lines call its operands: `inputs` and `parameters` are tiles, `d` is the result's gradient."""
+    """What a step's lines call its operands: `inputs` and `parameters` are tiles, `d` is the result's gradient.
+
+    A matrix has no tile: its rule reads it where it needs it.
+    """
 
     number: int
     inputs: tuple[str, ...]
     parameters: tuple[str, ...]
     channels: int
-    attributes: Mapping[str, Attribute]
+    attributes: Mapping[str, int | float | str]
 
     @property
     def out(self) -> str:
@@ -29,7 +30,10 @@ class Names(NamedTuple):
 
 
 class Adjoint(NamedTuple):
-    """`lines` first, then an expression for the share of each input and each parameter, before any sum."""
+    """`lines` first, then an expression for the share of each input and each parameter, before any sum.
+
+    That of a matrix is empty: the kernel writes factors of its gradient, the region's `kept`.
+    """
 
     lines: tuple[str, ...]
     inputs: tuple[str, ...]
@@ -78,7 +82,7 @@ def _shares(*inputs: str, parameters: tuple[str, ...] = (), lines: tuple[str, ..
 
 
 def _norm_forward(n: Names) -> tuple[str, ...]:
-    x, i, eps = n.inputs[0], n.number, float(n.attributes["eps"])  # type: ignore[arg-type]
+    x, i, eps = n.inputs[0], n.number, float(n.attributes["eps"])
     affine = "".join(f" {sign} {p}" for sign, p in zip("*+", n.parameters, strict=False))
     return (
         f"mean{i} = tl.sum(tl.where(inside, {x}, 0.0), axis=1)[:, None] / {n.channels}",
@@ -101,6 +105,62 @@ def _norm_backward(n: Names) -> Adjoint:
     return Adjoint(lines, (x,), (f"{n.d} * unit{i}", n.d)[: len(n.parameters)])
 
 
+def _low_rank_forward(n: Names) -> tuple[str, ...]:
+    i, (down, _, *bias) = n.number, n.parameters
+    return (
+        f"outer{i} = {_rounded(f'tl.where(inside, {n.inputs[0]}, 0.0)', down)}",
+        f"{n.out} = tl.zeros([ROWS, COLS], tl.float32){''.join(f' + {one}' for one in bias)}",
+        *_each_rank(n),
+        f"    {n.out} += inner{i} * up{i}",
+    )
+
+
+def _low_rank_backward(n: Names) -> Adjoint:
+    """The matrices' gradients are products over all positions, torch's: their factors are kept for it."""
+    i, c, rank, (_, up, *bias) = n.number, n.channels, _rank(n), n.parameters
+    lines = (
+        f"row{i} = sample * positions + position  # [ROWS]",
+        f"all{i} = row{i}[:, None] * {c} + channel[None, :]",
+        f"behind{i} = {_rounded(f'tl.where(inside, {n.d}, 0.0)', up)}",
+        *(
+            f"tl.store({word}{i}_ptr + all{i}, {word}{i}.to({word}{i}_ptr.dtype.element_ty), mask=inside)"
+            for word in ("outer", "behind")
+        ),
+        f"ahead{i} = tl.zeros([ROWS, COLS], tl.float32)",
+        *_each_rank(n),
+        f"    within{i} = {_rounded(f'tl.sum(behind{i} * up{i}, axis=1)[:, None]', up)}",
+        f"    ahead{i} += within{i} * down{i}",
+        f"    one{i} = row{i}[:, None] * {rank} + rank{i}",
+        *(
+            f"    tl.store({word}{i}_ptr + one{i}, {word}{i}.to({word}{i}_ptr.dtype.element_ty), "
+            "mask=(position < positions)[:, None])"
+            for word in ("inner", "within")
+        ),
+    )
+    return Adjoint(lines, (f"ahead{i}",), ("", "", *(n.d for _ in bias)))
+
+
+def _each_rank(n: Names) -> tuple[str, ...]:
+    """The head of a loop: a row of the first matrix, a column of the second, and the values between them."""
+    i, c, rank, (down, up, *_) = n.number, n.channels, _rank(n), n.parameters
+    tail = f"mask=channel < {c}, other=0).to(tl.float32)[None, :]"
+    return (
+        f"for rank{i} in range({rank}):",
+        f"    down{i} = tl.load({down}_ptr + rank{i} * {c} + channel, {tail}",
+        f"    up{i} = tl.load({up}_ptr + channel * {rank} + rank{i}, {tail}",
+        f"    inner{i} = {_rounded(f'tl.sum(outer{i} * down{i}, axis=1)[:, None]', down)}  # [ROWS, 1]",
+    )
+
+
+def _rank(n: Names) -> int:
+    return int(n.attributes["rank"])
+
+
+def _rounded(value: str, matrix: str) -> str:
+    """To the matrix's type, as torch rounds both factors of a product."""
+    return f"{value}.to({matrix}_ptr.dtype.element_ty).to(tl.float32)"
+
+
 RULES: dict[str, Rule] = {
     # written so that NaN stays NaN, as in torch
     "relu": Rule(_one("{o} = tl.where({x} <= 0, 0.0, {x})"), _shares("tl.where({x} <= 0, 0.0, {d})")),
@@ -120,4 +180,5 @@ RULES: dict[str, Rule] = {
     "mul": Rule(_one("{o} = {x} * {y}"), _shares("{d} * {y}", "{d} * {x}")),
     "scale": Rule(_one("{o} = {x} * {w}"), _shares("{d} * {w}", parameters=("{d} * {x}",))),
     "channel_norm": Rule(_norm_forward, _norm_backward),
+    "low_rank": Rule(_low_rank_forward, _low_rank_backward),
 }

@@ -1,7 +1,8 @@
 """Pipeline aggressive: how many positions a program handles, and by how many warps, for every region and pass.
 
 Each variant is compiled and weighed by the cost model; where a timer is given, it has the word on the best of them. The
-kernels have no loop, so that num_stages changes nothing in them and is not searched; a program holds all channels.
+kernels have no loop but that over the ranks of a low_rank, which Triton does not overlap: num_stages changes nothing in
+them and is not searched. A program holds all channels.
 """
 
 import functools

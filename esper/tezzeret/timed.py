@@ -91,6 +91,7 @@ def request(
             }
             for direction in PASSES
         ],
+        "products": [list(names) for names in region.products],
         "positions": size[1] if region.by_sample else size[0] * size[1],
         "target": target,
         "tiles": [
@@ -105,18 +106,22 @@ def _tensor(
 ) -> tuple[str, int, int]:
     """(type, rows, channels) of a kernel's argument."""
     word, samples, positions = str(dtype).removeprefix("torch."), *size
+    kept = dict(region.kept)
+    if name in kept:
+        return word, samples * positions, kept[name]
     value = int(name[1:].partition("_")[0])
     outside = {one.value: one for one in region.inputs}.get(value) if name[0] in "vd" else None
     channels = outside.channels if outside else region.channels
     if name.endswith("_sums_ptr"):
         return "float32", programs, channels
     if name[0] == "p":
-        return word, 1, region.channels
+        ranks = {place: pair.rank for pair in region.pairs for place in (pair.down, pair.up)}
+        return word, ranks.get(value, 1), region.channels
     return word, samples if outside and outside.per_sample else samples * positions, channels
 
 
 def calls(asked: Mapping[str, Any], source: Path, device: torch.device) -> list[Callable[[], None]]:
-    """For each tile, one launch of both passes with the sums of what the backward one leaves."""
+    """For each tile, one launch of both passes with the sums and products of what the backward one leaves."""
     module = module_of(source.read_bytes(), source)
     state = torch.full((1,), _AT_WORK, dtype=torch.uint8, device=device)
     tensors: list[dict[str, Tensor]] = [
@@ -138,6 +143,8 @@ def calls(asked: Mapping[str, Any], source: Path, device: torch.device) -> list[
                 for name, tensor in own.items():
                     if name.endswith("_sums_ptr"):
                         tensor[: tile["programs"]].sum(0)
+            for left, right in asked["products"]:
+                tensors[-1][left].T @ tensors[-1][right]
 
         return call
 

@@ -19,8 +19,9 @@ def work_of(region: Region, direction: str, concrete: Plan) -> Work:
     flops = sum(_flops(at, concrete) for at in region.steps)
     if direction == "forward":
         return Work((read + shown) * itemsize, 0, flops)
-    sums = sum(one.channels for one in region.inputs if one.per_sample) + region.channels * len(region.parameters)
-    return Work((2 * read + shown) * itemsize, 2 * sums * _SUM_BYTES, _BACKWARD_FLOPS * flops)
+    sums = sum(one.channels for one in region.inputs if one.per_sample) + region.channels * len(region.vectors)
+    kept = sum(wide for _, wide in region.kept)  # written here, and read by torch's product
+    return Work((2 * read + shown + 2 * kept) * itemsize, 2 * sums * _SUM_BYTES, _BACKWARD_FLOPS * flops)
 
 
 def programs_of(region: Region, samples: int, positions: int) -> int:

@@ -2,7 +2,8 @@
 
 Arithmetic is float32, offsets have 64 bits. The backward kernel keeps nothing of the forward: it computes the values
 again from the region's inputs. A parameter's gradient, and that of a value that all positions of a sample share, is
-one partial sum per program; adding these is left to torch.sum: they are few, and it is deterministic.
+one partial sum per program; adding these is left to torch.sum: they are few, and it is deterministic. The gradients of
+a low_rank's matrices are products over all positions, torch's too: backward writes their factors.
 """
 
 import textwrap
@@ -42,7 +43,8 @@ def arguments(region: Region, direction: str) -> tuple[str, ...]:
     else:
         written = [f"d{value}_ptr" for value in region.outputs]
         written += [f"d{one.value}_sums_ptr" if one.per_sample else f"d{one.value}_ptr" for one in region.inputs]
-        written += [f"p{place}_sums_ptr" for place in region.parameters]
+        written += [f"p{place}_sums_ptr" for place in region.vectors]
+        written += [name for name, _ in region.kept]
     return ("state_ptr", "active", *read, *written, "positions")
 
 
@@ -56,7 +58,7 @@ def _backward(region: Region, concrete: Plan) -> str:
     lines = [*_start(region, "backward"), *_values(region, concrete), *_adjoints(region, concrete)]
     for one in region.inputs:
         lines += _input_gradient(one, region)
-    for place in region.parameters:
+    for place in region.vectors:
         lines += _sums(f"p{place}_sums_ptr", f"dp{place}", region.channels)
     return _joined(lines)
 
@@ -87,7 +89,7 @@ def _start(region: Region, direction: str) -> list[str]:
         *(line for one in region.inputs for line in _load_input(one, region)),
         *(
             f"    p{place} = tl.load(p{place}_ptr + channel, mask=channel < {c}, other=0).to(tl.float32)[None, :]"
-            for place in region.parameters
+            for place in region.vectors
         ),
     ]
 
@@ -125,6 +127,7 @@ def _adjoints(region: Region, concrete: Plan) -> list[str]:
         shares += [
             (f"dp{place}", f"tl.sum(tl.where(inside, {share}, 0.0), axis=0)")
             for place, share in zip(step.parameters, adjoint.parameters, strict=True)
+            if share
         ]
         for target, share in shares:
             lines.append(f"    {target} = {target} + {share}" if target in known else f"    {target} = {share}")
@@ -170,5 +173,5 @@ def _names(at: int, region: Region, concrete: Plan) -> Names:
         tuple(f"v{i}" for i in step.inputs),
         tuple(f"p{place}" for place in step.parameters),
         region.channels,
-        step.attributes,
+        concrete.bindings[at - 1].attributes,
     )

@@ -12,6 +12,7 @@ from esper.karn.templates import TEMPLATES
 from esper.ops import extension
 from esper.tezzeret.kernels import MACHINE_CODE, triton_version
 from tests.requirements import require
+from tests.tezzeret.fusable import ADAPTER
 
 pytestmark = pytest.mark.gpu
 
@@ -26,7 +27,8 @@ def require_forge() -> None:
     require("cryptography", "" if found else "artifacts are signed with cryptography: pip install cryptography")
 
 
-def test_tiles_are_timed_and_the_winner_is_the_reference():
+@pytest.mark.parametrize("graph", [GRAPH, ADAPTER], ids=["norm", "low_rank"])
+def test_tiles_are_timed_and_the_winner_is_the_reference(graph):
     require_forge()
     require("cpp", extension.load().missing)
     from esper.artifact.agree import draw_weights, outcome
@@ -39,14 +41,14 @@ def test_tiles_are_timed_and_the_winner_is_the_reference():
 
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     require("a GPU that is compiled for", "" if target in MACHINE_CODE else f"{target} is none of {list(MACHINE_CODE)}")
-    artifact = build(GRAPH, INTERFACE, target, "aggressive", timer=device_timer(target))
+    artifact = build(graph, INTERFACE, target, "aggressive", timer=device_timer(target))
     for told in json.loads(artifact.files[SEARCH])["regions"]:
         assert (told["by"], told["not_timed"]) == ("timer", "")
     contents = open_contents(verify(artifact, ROOTS, require=()), artifact.files)
     form, reason = fused_form(contents, artifact.files, torch.device("cuda", torch.cuda.current_device()))
     assert form is not None, reason
-    body = reference(GRAPH, INTERFACE).cuda()
-    weights = [weight.cuda() for weight in draw_weights(reference(GRAPH, INTERFACE), torch.Generator().manual_seed(3))]
+    body = reference(graph, INTERFACE).cuda()
+    weights = [weight.cuda() for weight in draw_weights(reference(graph, INTERFACE), torch.Generator().manual_seed(3))]
     h = INTERFACE.example(2, 37, generator=torch.Generator().manual_seed(4)).cuda()
     wanted = outcome(lambda x, *p: body.functional(p, x), h, weights)
     for got, want in zip(outcome(form, h, weights), wanted, strict=True):

@@ -3,7 +3,7 @@
 import torch
 
 from esper.blueprint.interface import Interface, Kind
-from esper.blueprint.ir import CHANNELS, INPUT, ONE, Graph, Initialiser, Node, Parameter
+from esper.blueprint.ir import CHANNELS, INPUT, ONE, Dimension, Graph, Initialiser, Node, Parameter, constant
 
 _DRAWN = Initialiser.LECUN_UNIFORM
 
@@ -56,7 +56,89 @@ AROUND = Graph(
     (_vector("w"), Parameter("m", (CHANNELS, CHANNELS), _DRAWN)),
     "out",
 )
-GRAPHS = {"chain": CHAIN, "broadcast": BROADCAST, "around": AROUND}
+
+
+def _pair(name: str, source: str, rank: Dimension, *parameters: str) -> Node:
+    return Node(name, "low_rank", (source,), parameters, (("out", CHANNELS), ("rank", rank)))
+
+
+def paired(rank: int, *, bias: bool) -> Graph:
+    """Norm, low-rank pair, activation, a gate and a residual: one region up to a rank of 16."""
+    size = constant(rank)
+    return Graph(
+        (
+            Node("normed", "channel_norm", (INPUT,), ("w", "b")),
+            _pair("pair", "normed", size, "down", "up", *(["b"] if bias else [])),
+            Node("bent", "gelu", ("pair",)),
+            Node("gate", "sigmoid", ("normed",)),
+            Node("gated", "mul", ("bent", "gate")),
+            Node("out", "add", ("gated", INPUT)),
+        ),
+        (
+            _vector("w"),
+            _vector("b"),
+            Parameter("down", (size, CHANNELS), _DRAWN),
+            Parameter("up", (CHANNELS, size), _DRAWN),
+        ),
+        "out",
+    )
+
+
+# two regions with a pair each, which share a matrix
+SHARED = Graph(
+    (
+        Node("normed", "channel_norm", (INPUT,), ("w",)),
+        _pair("first", "normed", constant(2), "down", "up"),
+        Node("bent", "silu", ("first",)),
+        Node("sum", "add", ("bent", INPUT)),
+        _pair("second", "sum", constant(2), "down", "other"),
+        Node("flat", "tanh", ("second",)),
+        Node("out", "add", ("flat", "sum")),
+    ),
+    (
+        _vector("w"),
+        Parameter("down", (constant(2), CHANNELS), _DRAWN),
+        Parameter("up", (CHANNELS, constant(2)), _DRAWN),
+        Parameter("other", (CHANNELS, constant(2)), _DRAWN),
+    ),
+    "out",
+)
+# both matrices of the pair are one; of 16 channels at most, it is in a region
+SQUARE = Graph(
+    (
+        Node("scaled", "scale", (INPUT,), ("w",)),
+        _pair("pair", "scaled", CHANNELS, "square", "square", "w"),
+        Node("bent", "silu", ("pair",)),
+        Node("out", "add", ("bent", INPUT)),
+    ),
+    (_vector("w"), Parameter("square", (CHANNELS, CHANNELS), _DRAWN)),
+    "out",
+)
+ADAPTER = Graph(  # zero at birth, as what a forge builds must be
+    (
+        Node("normed", "channel_norm", (INPUT,), ("w", "b")),
+        _pair("pair", "normed", constant(3), "down", "up"),
+        Node("bent", "gelu", ("pair",)),
+        Node("gate", "sigmoid", ("normed",)),
+        Node("out", "mul", ("bent", "gate")),
+    ),
+    (
+        _vector("w"),
+        _vector("b"),
+        Parameter("down", (constant(3), CHANNELS), _DRAWN),
+        Parameter("up", (CHANNELS, constant(3)), Initialiser.ZEROS),
+    ),
+    "out",
+)
+PAIR = paired(3, bias=True)
+PAIRS = {
+    "pair": PAIR,
+    "rank 1": paired(1, bias=False),
+    "rank 16": paired(16, bias=False),
+    "shared": SHARED,
+    "square": SQUARE,
+}
+GRAPHS = {"chain": CHAIN, "broadcast": BROADCAST, "around": AROUND, **PAIRS}
 INTERFACES = (
     Interface(Kind.TOKENS, 7),
     Interface(Kind.TOKENS, 16, torch.bfloat16),
@@ -64,4 +146,11 @@ INTERFACES = (
     Interface(Kind.MAP1D, 8, torch.float16),
     Interface(Kind.VECTOR, 9),
 )
-CASES = [(name, i) for name in GRAPHS for i in INTERFACES if name != "broadcast" or i.kind.position_dims]
+# they differ from "pair" in ranks and matrices, which no layout changes
+_FEW = {"rank 1", "rank 16", "shared", "square"}
+CASES = [
+    (name, i)
+    for name in GRAPHS
+    for at, i in enumerate(INTERFACES)
+    if (name != "broadcast" or i.kind.position_dims) and (name not in _FEW or at in (1, 2))
+]

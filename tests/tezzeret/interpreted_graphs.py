@@ -20,7 +20,7 @@ from esper.blueprint.plan import plan
 from esper.tezzeret.interpreted import Interpreter
 from esper.tezzeret.kernels import source_files
 from esper.tezzeret.regions import find_regions
-from tests.tezzeret.fusable import CASES, CHAIN, GRAPHS, INTERFACES
+from tests.tezzeret.fusable import CASES, GRAPHS, INTERFACES
 
 STATE, AT_WORK = 3, torch.tensor([3], dtype=torch.uint8)
 # (batch, positions): none a multiple of the tile, one with several programs a sample, none at all
@@ -63,28 +63,38 @@ def compared(name: str, interface: Interface, folder: Path) -> dict[str, float]:
     return seen
 
 
-def _poisoned(launch, written, name, programs, arguments):
+# what a kernel of each graph writes: every kind of result there is
+WRITTEN = {
+    "chain": {"forward": ("v11_ptr",), "backward": ("d0_ptr", "p0_sums_ptr")},
+    "pair": {"forward": ("v6_ptr",), "backward": ("d0_ptr", "outer2_ptr", "behind2_ptr", "inner2_ptr", "within2_ptr")},
+}
+
+
+def _poisoned(launch, written, names, name, programs, arguments):
     """Launch over results that hold 7s, and keep them."""
-    for one in ("v11_ptr",) if name.endswith("forward") else ("d0_ptr", "p0_sums_ptr"):
+    for one in names[name.rpartition("_")[2]]:
         written.append(arguments[one].fill_(7))
     launch(name, programs, arguments)
 
 
-def dormant(folder: Path) -> dict[str, bool]:
-    """Whether kernels of a seed that is not at work leave what they would write as it was."""
+def dormant(name: str, folder: Path) -> dict[str, list[bool]]:
+    """State -> of each result of a graph's kernels, whether it is as it was before them."""
     untouched = {}
     for state in (STATE, 0, 62, 63, 255):
-        form = form_of(CHAIN, INTERFACES[0], folder, torch.tensor([state], dtype=torch.uint8))
+        form = form_of(GRAPHS[name], INTERFACES[0], folder, torch.tensor([state], dtype=torch.uint8))
         written: list[torch.Tensor] = []
-        form._launch = functools.partial(_poisoned, form._launch, written)
-        h = INTERFACES[0].example(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        weights = [torch.ones(7, requires_grad=True) for _ in range(2)]
-        form(h, *weights).sum().backward()
-        untouched[str(state)] = all(bool((tensor == 7).all()) for tensor in written)
+        form._launch = functools.partial(_poisoned, form._launch, written, WRITTEN[name])
+        generator = torch.Generator().manual_seed(0)
+        h = INTERFACES[0].example(2, 3, generator=generator).requires_grad_()
+        shapes = plan(GRAPHS[name], INTERFACES[0]).shapes
+        weights = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+        form(h, *weights).square().sum().backward()
+        untouched[str(state)] = [bool((tensor == 7).all()) for tensor in written]
     return untouched
 
 
 if __name__ == "__main__":
     home = Path(sys.argv[1])
     found = {f"{n} {i}": compared(n, i, home / f"case{at}") for at, (n, i) in enumerate(CASES)}
-    print(json.dumps({"differences": found, "dormant": dormant(home / "dormant")}))
+    asleep = {name: dormant(name, home / f"dormant_{name}") for name in WRITTEN}
+    print(json.dumps({"differences": found, "dormant": asleep}))

@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 
-from esper.artifact.regions import read_regions, value_type, write_regions
+from esper.artifact.regions import PAIR, read_regions, value_type, write_regions
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.matching import match
 from esper.blueprint.operators import OPERATORS
 from esper.blueprint.plan import Plan, plan
 from esper.errors import Corrupt
 from esper.karn.templates import TEMPLATES
+from esper.tezzeret.pairs import unpaid
 from esper.tezzeret.regions import MOST_MAP_CHANNELS, MOST_ROW_CHANNELS, find_regions, why_not
 from esper.tezzeret.rules import RULES
 from tests.blueprint.strategies import graphs, interfaces
@@ -68,6 +69,9 @@ def test_regions_are_what_they_say(graph, interface):
         assert {one.value for one in region.inputs} == {
             i for step in steps for i in concrete.form.steps[step - 1].inputs
         } - steps
+        assert unpaid(region.steps, concrete) == (0, "")
+        assert len(region.pairs) <= 1
+        assert {pair.step for pair in region.pairs} == {step for step in steps if _operator(step, concrete) == PAIR}
     assert runs_as_one(members, concrete)
     assert read_regions(write_regions(regions), concrete) == regions
 
@@ -77,14 +81,18 @@ def test_no_two_neighbours_could_be_drawn_together_too(graph, interface):
     if not match(graph, interface)[0]:
         return
     concrete = plan(graph, interface)
-    regions, _ = find_regions(concrete)
+    regions, reasons = find_regions(concrete)
     members = [set(region.steps) for region in regions]
-    taken = set().union(*members) if members else set()
-    members += [{at} for at in range(1, len(concrete.form.steps) + 1) if at not in taken and not why_not(at, concrete)]
+    members += [{at} for at, reason in reasons.items() if reason.startswith("no neighbour to fuse with")]
     for a, b in itertools.permutations(members, 2):
         touching = any(_used(step, concrete) & b for step in a)
-        if touching and value_type(min(a), concrete) == value_type(min(b), concrete):
+        pairs = sum(_operator(step, concrete) == PAIR for step in a | b)
+        if touching and pairs < 2 and value_type(min(a), concrete) == value_type(min(b), concrete):
             assert not runs_as_one([a | b, *(m for m in members if m is not a and m is not b)], concrete)
+
+
+def _operator(step: int, concrete: Plan) -> str:
+    return concrete.form.steps[step - 1].node.operator
 
 
 def _used(step: int, concrete: Plan) -> set[int]:

@@ -1,6 +1,7 @@
 """Pipeline standard: what its artifacts hold, the same bytes from two clean directories, the same function anywhere."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from esper.artifact.attest import BUILT, PROMOTED
 from esper.artifact.body import EXPORTED
 from esper.artifact.bundle import Artifact, bundle, sign, verify
 from esper.artifact.contents import open_contents
+from esper.artifact.regions import REGIONS, read_regions
 from esper.blueprint.interface import Interface, Kind
+from esper.blueprint.plan import plan
 from esper.errors import Corrupt
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.cache import KernelCache
@@ -23,6 +26,7 @@ from esper.tezzeret.kernels import triton_version
 from tests.artifact.samples import EVALUATION, FORGE, ROOTS
 from tests.requirements import require
 from tests.tezzeret.elsewhere import printed
+from tests.tezzeret.fusable import ADAPTER
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -101,6 +105,27 @@ def test_the_executor_loads_it_on_a_cpu_and_says_why_its_kernels_rest(artifact, 
     loaded = KernelLoader(cache).load(artifact.artifact_id, INTERFACE, [(2, 5)])
     assert loaded.chosen in ("body", "script")
     assert loaded.why_not_fused == "the kernels are for sm_90 and the device is cpu"
+
+
+PAIR_SCRIPT = """
+from esper.blueprint.interface import Interface, Kind
+from esper.tezzeret.compile import build
+from tests.tezzeret.fusable import ADAPTER
+for pipeline in ("standard", "aggressive"):
+    print(build(ADAPTER, Interface(Kind.TOKENS, 8), "sm_90", pipeline).artifact_id)
+"""
+
+
+def test_a_low_rank_pair_is_in_the_kernels_and_the_id_is_the_same_in_another_folder(tmp_path):
+    made = [build(ADAPTER, INTERFACE, "sm_90", pipeline) for pipeline in ("standard", "aggressive")]
+    for artifact in made:
+        (region,) = read_regions(artifact.files[REGIONS], plan(ADAPTER, INTERFACE))
+        assert len(region.pairs) == 1
+        assert b"low_rank" in artifact.files[region.source]
+        described = json.loads(artifact.files["triton/region1_backward.json"])
+        assert {name for name, _ in region.kept} < {one["name"] for one in described["parameters"]}
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    assert printed(PAIR_SCRIPT, tmp_path).split() == [artifact.artifact_id for artifact in made]
 
 
 def test_a_design_with_nothing_to_fuse_is_an_artifact_without_kernels():

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from esper.artifact.regions import Region
 from esper.blueprint.interface import Interface, Kind
-from esper.blueprint.plan import plan
+from esper.blueprint.plan import Plan, plan
 from esper.tezzeret import timed as timing
 from esper.tezzeret.choose import Tile
 from esper.tezzeret.kernels import source_files, triton_version
@@ -21,7 +22,7 @@ from esper.tezzeret.regions import find_regions
 from esper.tezzeret.timed import REQUEST, device_timer, request, size_for, timed
 from esper.tezzeret.triton_source import arguments
 from tests.requirements import require
-from tests.tezzeret.fusable import BROADCAST
+from tests.tezzeret.fusable import BROADCAST, PAIR
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = Interface(Kind.TOKENS, 8)
@@ -38,14 +39,16 @@ for call in calls(json.loads((home / "request.json").read_text()), home / "regio
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory) -> tuple[dict, Path]:
-    require("triton", "" if triton_version() else "triton is not installed: pip install 'esper[triton]'")
     concrete = plan(BROADCAST, INTERFACE)
-    regions, _ = find_regions(concrete)
-    region = next(one for one in regions if any(each.per_sample for each in one.inputs))
-    home = tmp_path_factory.mktemp("timed")
+    region = next(one for one in find_regions(concrete)[0] if any(each.per_sample for each in one.inputs))
+    return asked_of(region, concrete, tmp_path_factory.mktemp("timed"))
+
+
+def asked_of(region: Region, concrete: Plan, home: Path) -> tuple[dict, Path]:
+    require("triton", "" if triton_version() else "triton is not installed: pip install 'esper[triton]'")
     wanted = request(region, torch.float32, TILES, "sm_90", (3, 21))
     (home / REQUEST).write_text(json.dumps(wanted))
-    (home / "region.py").write_bytes(source_files(regions, concrete)[region.source])
+    (home / "region.py").write_bytes(source_files([region], concrete)[region.source])
     for one, direction in zip(wanted["passes"], ("forward", "backward"), strict=True):
         assert {"state_ptr", "active", "positions", *one["tensors"]} == set(arguments(region, direction))
     return wanted, home
@@ -67,6 +70,20 @@ def test_the_request_has_room_for_every_tile(asked):
     sums = {rows for name, (_, rows, _) in wanted["passes"][1]["tensors"].items() if name.endswith("_sums_ptr")}
     assert sums == {18}
     assert {rows for _, rows, _ in wanted["passes"][0]["tensors"].values()} == {3, 3 * 21}
+
+
+def test_a_pairs_factors_have_all_positions_and_its_matrices_their_ranks(tmp_path):
+    concrete = plan(PAIR, INTERFACE)
+    (region,), _ = find_regions(concrete)
+    asked = asked_of(region, concrete, tmp_path)
+    tensors, (one,) = asked[0]["passes"][1]["tensors"], region.pairs
+    assert [tensors[f"{word}{one.step}_ptr"] for word in ("outer", "inner")] == [("float32", 63, 8), ("float32", 63, 3)]
+    assert tensors[f"p{one.down}_ptr"] == ("float32", 3, 8)
+    assert asked[0]["products"] == [
+        [f"within{one.step}_ptr", f"outer{one.step}_ptr"],
+        [f"behind{one.step}_ptr", f"inner{one.step}_ptr"],
+    ]
+    test_the_calls_launch_the_kernels(asked)
 
 
 def test_the_calls_launch_the_kernels(asked):

@@ -18,10 +18,14 @@ from esper.karn.templates import TEMPLATES
 from esper.tezzeret import kernels
 from esper.tezzeret.interpreted import check_interpreted
 from esper.tezzeret.kernels import MACHINE_CODE, machine_code_files, source_files, triton_version, wide
+from esper.tezzeret.pairs import MOST_MAP_CHANNELS as MOST_PAIR_MAP_CHANNELS
+from esper.tezzeret.pairs import MOST_RANK
+from esper.tezzeret.pairs import MOST_ROW_CHANNELS as MOST_PAIR_ROW_CHANNELS
 from esper.tezzeret.regions import find_regions
+from esper.tezzeret.resources import read_resources
 from esper.tezzeret.rules import RULES
 from tests.requirements import require
-from tests.tezzeret.fusable import BROADCAST, CASES, CHAIN, GRAPHS
+from tests.tezzeret.fusable import BROADCAST, CASES, CHAIN, GRAPHS, PAIR, SHARED, paired
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {torch.float32: TOLERANCE, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -51,8 +55,10 @@ def test_value_and_every_gradient_are_those_of_float64(interpreted, name, interf
     assert {tensor: gap for tensor, gap in seen.items() if not gap <= LIMITS[interface.dtype]} == {}
 
 
-def test_a_seed_not_at_work_touches_nothing(interpreted):
-    assert interpreted["dormant"] == {"3": False, "0": True, "62": True, "63": True, "255": True}
+@pytest.mark.parametrize(("name", "results"), [("chain", 3), ("pair", 6)])
+def test_a_seed_not_at_work_touches_nothing(interpreted, name, results):
+    untouched = {state: [state != "3"] * results for state in ("3", "0", "62", "63", "255")}
+    assert interpreted["dormant"][name] == untouched
 
 
 def test_the_graphs_of_these_tests_have_every_rule():
@@ -95,6 +101,80 @@ def test_machine_code_spills_nothing_at_the_widest(interface, target):
         regions, _ = find_regions(concrete)
         assert regions
         machine_code_files(regions, concrete, source_files(regions, concrete), target)
+
+
+PAIR_BOUNDS = [
+    Interface(Kind.TOKENS, MOST_PAIR_ROW_CHANNELS, torch.bfloat16),
+    Interface(Kind.TOKENS, MOST_PAIR_ROW_CHANNELS - 1, torch.bfloat16),
+    Interface(Kind.TOKENS, MOST_PAIR_ROW_CHANNELS),
+    Interface(Kind.MAP2D, MOST_PAIR_MAP_CHANNELS, torch.float16),
+    Interface(Kind.MAP2D, MOST_PAIR_MAP_CHANNELS - 1),
+    Interface(Kind.TOKENS, 255, torch.bfloat16),
+    Interface(Kind.TOKENS, 768, torch.float16),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interface", PAIR_BOUNDS, ids=str)
+@pytest.mark.parametrize("target", MACHINE_CODE)
+def test_machine_code_of_pairs_spills_nothing_at_their_bounds(interface, target):
+    for graph in (paired(1, bias=True), paired(MOST_RANK, bias=True), SHARED):
+        concrete = plan(graph, interface)
+        regions, reasons = find_regions(concrete)
+        assert reasons == {}
+        machine_code_files(regions, concrete, source_files(regions, concrete), target)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_float32_is_multiplied_as_float32(target, monkeypatch):
+    """TF32, which has 10 bits of each factor, would be an instruction of the tensor cores."""
+    assemblies = []
+
+    def reading(binary, assembly, *rest):
+        assemblies.append(assembly)
+        return read_resources(binary, assembly, *rest)
+
+    monkeypatch.setattr(kernels, "read_resources", reading)
+    concrete = plan(PAIR, Interface(Kind.TOKENS, 64))
+    regions, _ = find_regions(concrete)
+    machine_code_files(regions, concrete, source_files(regions, concrete), target)
+    assert len(assemblies) == 2
+    for assembly in assemblies:
+        assert "fma.rn.f32" in assembly
+        assert "tf32" not in assembly
+        assert "mma" not in assembly.replace("fma", "")
+
+
+def spilling(monkeypatch, enough: int) -> list[int]:
+    """A compiler whose code spills with fewer than `enough` warps; the warps it is asked for, in order."""
+    asked = []
+
+    def compiled(region, direction, module, concrete, target, number):
+        asked.append(number)
+        reason = "" if number >= enough else "it keeps 8 bytes on the stack"
+        return {direction: b"%d" % number}, None, reason
+
+    monkeypatch.setattr(kernels, "compiled", compiled)
+    return asked
+
+
+def test_a_pair_that_spills_by_its_own_warps_has_twice_as_many(monkeypatch):
+    asked = spilling(monkeypatch, 8)
+    concrete = plan(PAIR, TOKENS)
+    regions, _ = find_regions(concrete)
+    files = machine_code_files(regions, concrete, source_files(regions, concrete), "sm_80")
+    assert files == {"forward": b"8", "backward": b"8"}
+    assert asked == [4, 8, 4, 8]
+
+
+@pytest.mark.parametrize(("graph", "attempts"), [(PAIR, [4, 8]), (CHAIN, [4])])
+def test_what_spills_is_refused_after_as_many_attempts_as_there_are(graph, attempts, monkeypatch):
+    asked = spilling(monkeypatch, 16)
+    concrete = plan(graph, TOKENS)
+    regions, _ = find_regions(concrete)
+    with pytest.raises(KernelFault, match="region1_forward for sm_80: it keeps 8 bytes on the stack"):
+        machine_code_files(regions, concrete, source_files(regions, concrete), "sm_80")
+    assert asked == attempts
 
 
 def test_code_whose_accesses_are_narrow_is_refused(monkeypatch):
