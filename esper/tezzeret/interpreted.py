@@ -6,26 +6,28 @@ FOLDER holds graph.json, interface.json and triton/*. Triton decides when a kern
 for itself as for its own library, so that a process that compiles cannot also interpret.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from esper.artifact import canonical_json
-from esper.artifact.agree import check_agreement, draw_weights, outcome
+from esper.artifact.agree import TOLERANCE, check_agreement, draw_weights, outcome, tensor_names
 from esper.artifact.body import GRAPH
 from esper.artifact.contents import read_graph_file
 from esper.artifact.fused import FusedForm
-from esper.artifact.regions import PASSES, REGIONS, Region, read_regions
+from esper.artifact.regions import JOINED, PASSES, REGIONS, Region, last_region, read_regions
 from esper.blueprint.interface import DTYPES, Interface, Kind
 from esper.blueprint.ir import Graph
-from esper.blueprint.lower import lower
+from esper.blueprint.lower import Lowered, lower
 from esper.blueprint.plan import Plan, plan
 from esper.errors import DeadlineExceeded, EsperError, KernelFault
 from esper.tezzeret.kernels import module_of
@@ -35,11 +37,14 @@ _TIMEOUT_S = 120.0
 _AT_WORK = 1
 # Over the largest value of each tensor, against float64: a kernel rounds once where it stores.
 _NARROW = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
+_LIMITS = {torch.float32: TOLERANCE, **_NARROW}
+_FLOOR = 1e-3  # of the largest of all: a gradient that is 0 in exact arithmetic holds nothing but rounding
 
 
 def check_interpreted(files: Mapping[str, bytes], interface: Interface) -> dict[str, float]:
     """Largest difference from the reference: "float32" of the form in float32, and in the interface's own type.
 
+    "joined": of what the last region's joined kernels blend, in both; absent where no region makes the last value.
     `files` holds graph.json and triton/*. Raises KernelFault, naming the tensor, where it is over what rounding makes.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -81,9 +86,9 @@ class Interpreter:
         for region in regions:
             path = folder / region.source
             module = module_of(path.read_bytes(), path)
-            for direction in PASSES:
-                name = region.kernel(direction)
-                self._kernels[name] = (getattr(module, name), region)
+            for name in map(region.kernel, (*PASSES, *JOINED)):
+                if hasattr(module, name):  # the last region alone has joined kernels
+                    self._kernels[name] = (getattr(module, name), region)
 
     def __call__(self, name: str, programs: int, arguments: Mapping[str, Tensor | int]) -> None:
         kernel, region = self._kernels[name]
@@ -94,7 +99,7 @@ def fused(folder: Path, concrete: Plan) -> FusedForm:
     """The form of `folder`, its seed at work."""
     regions = read_regions((folder / REGIONS).read_bytes(), concrete)
     state = torch.tensor([_AT_WORK], dtype=torch.uint8)
-    return FusedForm(concrete, regions, Interpreter(folder, regions), state, 1 << _AT_WORK)
+    return FusedForm(concrete, regions, Interpreter(folder, regions), state, 1 << _AT_WORK, joins=True)
 
 
 def _compare(folder: Path) -> dict[str, float]:
@@ -102,10 +107,14 @@ def _compare(folder: Path) -> dict[str, float]:
     read = canonical_json.read((folder / INTERFACE).read_bytes(), INTERFACE, 1 << 10)
     dtype = next(dtype for dtype in DTYPES if str(dtype) == f"torch.{read['element_type']}")
     interface = Interface(Kind(read["kind"]), read["channels"], dtype, bool(read["causal"]))
-    form = fused(folder, plan(graph, interface))
+    concrete = plan(graph, interface)
+    form = fused(folder, concrete)
     seen = {"float32": check_agreement(graph, interface, form, form_name="Triton form")}
     if dtype in _NARROW:
         seen[read["element_type"]] = _narrow(graph, interface, form)
+    if last_region(read_regions((folder / REGIONS).read_bytes(), concrete), concrete):
+        wide = replace(interface, dtype=torch.float32)
+        seen["joined"] = max(_joined(graph, one, form) for one in {wide, interface})
     return seen
 
 
@@ -118,13 +127,63 @@ def _narrow(graph: Graph, interface: Interface, form: FusedForm) -> float:
     h = interface.example(2, *(3,) * interface.kind.position_dims, generator=generator)
     wanted = outcome(lambda x, *p: exact.functional(p, x), h.double(), [w.double() for w in weights])
     plain = outcome(lambda x, *p: module.functional(p, x), h, weights)
+    scales = [want.abs().max().item() or 1.0 for want in wanted]
+    names = [f"{tensor} of the Triton form" for tensor in tensor_names(module)]
+    return _worst(names, interface.dtype, wanted, outcome(form, h, weights), plain, scales)
+
+
+def _joined(graph: Graph, interface: Interface, form: FusedForm) -> float:
+    """As `_narrow`, of the form blended into its host, residual and convex: gradients of host, alpha and parameters.
+
+    Raises KernelFault also where alpha 0 does not leave the host as it is, bit for bit.
+    """
+    exact = lower(graph, replace(interface, dtype=torch.float64))
+    module = lower(graph, interface)
+    generator = torch.Generator().manual_seed(0)
+    weights = draw_weights(module, generator)
+    h = interface.example(2, *(3,) * interface.kind.position_dims, generator=generator)
+    first, second, *others = tensor_names(module)
+    names = [f"{one} of the joined Triton form" for one in (first, second, "gradient of alpha", *others)]
+    alpha, worst = torch.tensor(0.3), 0.0
+    for convex, blend in ((False, torch.addcmul), (True, torch.lerp)):
+        wanted = outcome(_blended(exact, blend), h.double(), [alpha.double(), *(w.double() for w in weights)])
+        plain = outcome(_blended(module, blend), h, [alpha, *weights])
+        got = outcome(functools.partial(form.joined, convex=convex), h, [alpha, *weights])
+        largest = max(tensor.abs().max().item() for tensor in wanted)
+        scales = [max(want.abs().max().item(), _FLOOR * largest) for want in wanted]
+        # a sum of as many terms as there are values, which may cancel: its rounding goes with their size, not with its
+        scales[2] = max(scales[2], (wanted[0] - h.double()).norm().item() / alpha.item())
+        worst = max(worst, _worst(names, interface.dtype, wanted, got, plain, scales))
+    if not torch.equal(form.joined(h, torch.zeros(()), *weights, convex=False), h):
+        raise KernelFault(f"the joined Triton form at alpha 0 is not the host in {interface.dtype}")
+    return worst
+
+
+def _blended(module: Lowered, blend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """(host, alpha, *parameters) -> the branch blended into the host, in alpha's type."""
+
+    def call(h: Tensor, alpha: Tensor, *parameters: Tensor) -> Tensor:
+        branch = module.functional(parameters, h)
+        return blend(h.to(alpha.dtype), branch.to(alpha.dtype), alpha).to(h.dtype)
+
+    return call
+
+
+def _worst(
+    names: Sequence[str],
+    dtype: torch.dtype,
+    wanted: Sequence[Tensor],
+    got: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    scales: Sequence[float],
+) -> float:
+    """Largest gap between `got` and float64's `wanted` over the scale of each; `plain`: what torch makes in `dtype`."""
     worst = 0.0
-    for want, got, torchs in zip(wanted, outcome(form, h, weights), plain, strict=True):
-        scale = want.abs().max().item() or 1.0
-        gap, its = ((one.double() - want).abs().max().item() / scale for one in (got, torchs))
-        limit = _NARROW[interface.dtype] + 2 * its
+    for name, want, seen, torchs, scale in zip(names, wanted, got, plain, scales, strict=True):
+        gap, its = ((one.double() - want).abs().max().item() / scale for one in (seen, torchs))
+        limit = _LIMITS[dtype] + 2 * its
         if not gap <= limit:
-            raise KernelFault(f"the Triton form is {gap:.3g} from float64 in {interface.dtype}, at most {limit:.3g}")
+            raise KernelFault(f"the {name} is {gap:.3g} from float64's in {dtype}, at most {limit:.3g}")
         worst = max(worst, gap)
     return worst
 

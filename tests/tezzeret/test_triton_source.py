@@ -11,6 +11,7 @@ import torch
 
 from esper.artifact.agree import TOLERANCE
 from esper.artifact.contents import write_graph_file
+from esper.artifact.regions import JOINED, PASSES, WHY_NOT_JOINED, last_region
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.plan import plan
 from esper.errors import KernelFault
@@ -66,9 +67,10 @@ def test_machine_code_for_every_target_spills_nothing_and_moves_16_bytes(name, t
     regions, _ = find_regions(concrete)
     assert all(wide(region, concrete) for region in regions)
     files = machine_code_files(regions, concrete, source_files(regions, concrete), target)
+    assert WHY_NOT_JOINED not in files
     suffix = MACHINE_CODE[target]
     for region in regions:
-        for direction in ("forward", "backward"):
+        for direction in PASSES + (JOINED if region is last_region(regions, concrete) else ()):
             assert files[f"triton/{region.kernel(direction)}.{suffix}"][:4] == b"\x7fELF"
             described = json.loads(files[f"triton/{region.kernel(direction)}.json"])
             assert described["target"] == target
@@ -93,7 +95,11 @@ def test_machine_code_spills_nothing_at_the_widest(interface, target):
         concrete = plan(graph, interface)
         regions, _ = find_regions(concrete)
         assert regions
-        machine_code_files(regions, concrete, source_files(regions, concrete), target)
+        files = machine_code_files(regions, concrete, source_files(regions, concrete), target)
+        left_out = json.loads(files.get(WHY_NOT_JOINED, b"{}"))
+        if left_out:  # eleven steps with two norms take every register there is, without a host beside them
+            assert (graph, target) == (CHAIN, "sm_80")
+            assert left_out["reason"].endswith("bytes on the stack and 0 in local memory")
 
 
 def test_code_whose_accesses_are_narrow_is_refused(monkeypatch):
