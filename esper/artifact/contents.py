@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esper.api.common.v1 import blueprint_pb2
 from esper.artifact.body import EXPORTED, GRAPH, MODULE, REQUIRED_FILES, WEIGHTS, Body, ParameterEntry
-from esper.artifact.regions import REGIONS, SEARCH
+from esper.artifact.regions import REGIONS, SEARCH, WHY_NOT_JOINED
 from esper.artifact.script import CompiledForm, load_script
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.codec import read_graph, write_graph
@@ -20,7 +20,7 @@ from esper.blueprint.ir import Graph
 from esper.blueprint.plan import plan
 from esper.errors import Corrupt, InvalidBlueprint
 
-_KERNEL_FILE = re.compile(r"triton/region[1-9][0-9]?(\.py|_(forward|backward)\.(json|cubin|hsaco))")
+_KERNEL_FILE = re.compile(r"triton/region[1-9][0-9]?(\.py|_(joined_)?(forward|backward)\.(json|cubin|hsaco))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def open_contents(body: Body, files: Mapping[str, bytes]) -> Contents:
 
 def check_names(names: Iterable[str]) -> None:
     """Raises Corrupt for a file that no pipeline writes."""
-    known = {*REQUIRED_FILES, EXPORTED, REGIONS, SEARCH}
+    known = {*REQUIRED_FILES, EXPORTED, REGIONS, SEARCH, WHY_NOT_JOINED}
     if unknown := sorted(name for name in names if name not in known and not _KERNEL_FILE.fullmatch(name)):
         raise Corrupt(f"file {unknown[0][:80]!r} is none that a pipeline writes; compile the kernel again")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from esper.artifact.regions import Outside, Region
+from esper.artifact.regions import Outside, Region, last_region
 from esper.blueprint.plan import Plan
-from esper.errors import Corrupt, ShapeMismatch
+from esper.errors import Corrupt, InvalidRequest, ShapeMismatch
 
 # launch(kernel name, programs, arguments): runs one kernel, on tensors that are dense and aligned to 16 bytes
 Launch = Callable[[str, int, Mapping[str, Tensor | int]], None]
@@ -26,7 +26,8 @@ class FusedForm:
 
     `state` is one number on the tensors' device, the seed's row of its table, and `active` the bit set of states in
     which kernels work: in any other they leave memory alone, and what the form returns is not defined. `dtype`: the one
-    type that the kernels were compiled for; None, where they take any.
+    type that the kernels were compiled for; None, where they take any. `joins`: `launch` has the last region's joined
+    kernels too.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class FusedForm:
         state: Tensor,
         active: int,
         dtype: torch.dtype | None = None,
+        joins: bool = False,
     ) -> None:
         self.state = state
         self._dtype = dtype
@@ -45,25 +47,64 @@ class FusedForm:
         self._forms = concrete.forms()
         self._steps = concrete.form.steps
         self._schedule = _scheduled(concrete, regions)
+        self._last = last_region(regions, concrete) if joins else None
 
     def __call__(self, h: Tensor, *parameters: Tensor) -> Tensor:
+        def fuse(region: Region, read: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return _Fused.apply(self, region, *read)  # type: ignore[no-any-return, no-untyped-call]
+
+        return self._computed(h, parameters, fuse)
+
+    def joins(self, host: Tensor, alpha: Tensor) -> bool:
+        """Whether `joined` does for them what this form and the op `blend` after it do, down to the memory order."""
+        return (
+            self._last is not None
+            and (self._dtype is None or host.dtype is self._dtype)
+            and host.is_contiguous()
+            and alpha.dtype is torch.float32
+            and alpha.device == host.device
+        )
+
+    def joined(self, host: Tensor, alpha: Tensor, *parameters: Tensor, convex: bool) -> Tensor:
+        """host + alpha g(host), or convex host + alpha (g(host) - host), without a launch of its own; as host.
+
+        alpha: 0-dim float32 on the host's device. What g returns is not rounded before it is blended. Differentiable
+        in all tensors, once. Raises InvalidRequest where `joins` is false, ShapeMismatch as the form.
+        """
+        if not self.joins(host, alpha):
+            raise InvalidRequest(
+                f"a form without joined kernels for {host.dtype} in {list(host.stride())} strides and alpha in "
+                f"{alpha.dtype} on {alpha.device} was asked to blend; call the form, then esper.ops.blend"
+            )
+
+        def fuse(region: Region, read: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            if region is self._last:
+                return _Joined.apply(self, region, convex, host, alpha, *read)  # type: ignore[no-any-return, no-untyped-call]
+            return _Fused.apply(self, region, *read)  # type: ignore[no-any-return, no-untyped-call]
+
+        return self._computed(host, parameters, fuse)
+
+    def _computed(
+        self, h: Tensor, parameters: Sequence[Tensor], fuse: Callable[[Region, Sequence[Tensor]], tuple[Tensor, ...]]
+    ) -> Tensor:
         values: dict[int, Tensor] = {0: h}
         for item in self._schedule:
             if isinstance(item, Region):
                 read = [values[one.value] for one in item.inputs] + [parameters[place] for place in item.parameters]
                 if self._dtype is not None:  # under autocast torch's own steps make other types
                     read = [tensor.to(self._dtype) for tensor in read]
-                made = _Fused.apply(self, item, *read)  # type: ignore[no-untyped-call]
-                values |= zip(item.outputs, made, strict=True)
+                values |= zip(item.outputs, fuse(item, read), strict=True)
             else:
                 step = self._steps[item - 1]
                 operands = [values[i] for i in step.inputs] + [parameters[place] for place in step.parameters]
                 values[item] = self._forms[item - 1].call(*operands)
         return values[len(self._steps)]
 
-    def run(self, region: Region, direction: str, programs: int, tensors: Mapping[str, Tensor], positions: int) -> None:
-        """Launch one kernel over a region's tensors by argument name."""
-        arguments: dict[str, Tensor | int] = {"state_ptr": self.state, "active": self.active, **tensors}
+    def run(
+        self, region: Region, direction: str, programs: int, given: Mapping[str, Tensor | int], positions: int
+    ) -> None:
+        """Launch one kernel on a region's arguments by name."""
+        arguments: dict[str, Tensor | int] = {"state_ptr": self.state, "active": self.active, **given}
         if programs:
             self._launch(region.kernel(direction), programs, arguments | {"positions": positions})
 
@@ -76,21 +117,40 @@ class _Fused(torch.autograd.Function):
         dense = [_dense(tensor) for tensor in tensors]
         ctx.form, ctx.region = form, region
         ctx.save_for_backward(*dense)
-        given = _inputs(region, dense)
-        like = _shape_of(region, dense)
-        made = {f"v{value}_ptr": dense[0].new_empty(like) for value in region.outputs}
-        _, positions, programs = _grid(region, like)
-        form.run(region, "forward", programs, given | made, positions)
-        return tuple(made.values())
+        return _Fused.made(form, region, "forward", dense, {})
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        form, region, dense = ctx.form, ctx.region, ctx.saved_tensors
+        given = [_dense(gradient) for gradient in gradients]
+        return None, None, *_Fused.gradients(ctx.form, ctx.region, "backward", ctx.saved_tensors, given, {})
+
+    @staticmethod
+    def made(
+        form: FusedForm, region: Region, direction: str, dense: Sequence[Tensor], more: Mapping[str, Tensor | int]
+    ) -> tuple[Tensor, ...]:
+        """What a forward kernel makes of dense tensors. `more`: arguments beside the region's own."""
+        given = _inputs(region, dense)
+        like = _shape_of(region, dense)
+        made = {f"v{value}_ptr": dense[0].new_empty(like) for value in region.outputs}
+        _, positions, programs = _grid(region, like)
+        form.run(region, direction, programs, {**given, **made, **more}, positions)
+        return tuple(made.values())
+
+    @staticmethod
+    def gradients(
+        form: FusedForm,
+        region: Region,
+        direction: str,
+        dense: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        more: Mapping[str, Tensor | int],
+    ) -> tuple[Tensor, ...]:
+        """Those of what the region reads, by a backward kernel, from those of its outputs; all dense."""
         like = _shape_of(region, dense)
         samples, positions, programs = _grid(region, like)
         tensors = _inputs(region, dense)
-        tensors |= {f"d{v}_ptr": _dense(g) for v, g in zip(region.outputs, gradients, strict=True)}
+        tensors |= {f"d{v}_ptr": gradient for v, gradient in zip(region.outputs, gradients, strict=True)}
         written: list[tuple[str, Tensor]] = []
         for one, tensor in zip(region.inputs, dense, strict=False):
             if one.per_sample:
@@ -100,7 +160,7 @@ class _Fused(torch.autograd.Function):
         for place in region.vectors:
             written.append((f"p{place}_sums_ptr", _partial(dense[0], programs, region.channels)))
         kept = {name: dense[0].new_empty((samples * positions, wide)) for name, wide in region.kept}
-        form.run(region, "backward", programs, tensors | dict(written) | kept, positions)
+        form.run(region, direction, programs, {**tensors, **dict(written), **kept, **more}, positions)
         shares = [tensor for _, tensor in written]
         made = [
             _summed(one, share, samples, tensor)
@@ -110,7 +170,40 @@ class _Fused(torch.autograd.Function):
         whole = _of_matrices(region, kept)
         whole |= {place: share.sum(0) for place, share in zip(region.vectors, shares[inputs:], strict=True)}
         made += [whole[place].to(p.dtype) for place, p in zip(region.parameters, dense[inputs:], strict=True)]
-        return (None, None, *made)
+        return tuple(made)
+
+
+class _Joined(torch.autograd.Function):
+    """The last region, its last value blended into the host. The host is kept where the gradient of alpha needs it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, form: FusedForm, region: Region, convex: bool, host: Tensor, alpha: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        dense, below = [_dense(tensor) for tensor in tensors], _dense(host)
+        if (seen := _shape_of(region, dense)) != host.shape:
+            raise ShapeMismatch(f"region {region.number} makes {list(seen)} for a host of {list(host.shape)}")
+        ctx.form, ctx.region, ctx.convex, ctx.sums = form, region, convex, ctx.needs_input_grad[4]
+        kept = [below] if convex and ctx.sums else []
+        ctx.save_for_backward(alpha, *kept, *dense)
+        more: dict[str, Tensor | int] = {"host_ptr": below, "alpha_ptr": alpha, "convex": int(convex)}
+        return _Fused.made(form, region, "joined_forward", dense, more)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        form, region = ctx.form, ctx.region
+        alpha, *dense = ctx.saved_tensors
+        given = [_dense(gradient) for gradient in gradients]
+        d = given[-1]
+        # of the pointers that the settings rule out none is followed; any tensor of the type will do for them
+        host = dense.pop(0) if ctx.convex and ctx.sums else d
+        d_host = torch.empty_like(d) if ctx.convex else d
+        shares = _partial(d, _grid(region, d.shape)[2], 1)
+        more: dict[str, Tensor | int] = {"host_ptr": host, "alpha_ptr": alpha, "dhost_ptr": d_host}
+        more |= {"alpha_sums_ptr": shares, "convex": int(ctx.convex), "sums": int(ctx.sums)}
+        made = _Fused.gradients(form, region, "joined_backward", dense, given, more)
+        return (None, None, None, d_host, shares.sum() if ctx.sums else None, *made)
 
 
 def _scheduled(concrete: Plan, regions: Sequence[Region]) -> tuple[Region | int, ...]:

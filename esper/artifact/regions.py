@@ -21,6 +21,8 @@ MAX_METADATA_BYTES = 1 << 16
 ROWS, MAP = "rows", "map"
 LAYOUTS = (ROWS, MAP)
 PASSES = ("forward", "backward")
+JOINED = ("joined_forward", "joined_backward")  # passes of the last region with the blend into the host
+WHY_NOT_JOINED = "triton/joined.json"  # for people: why the last region has no such pair
 PAIR = "low_rank"
 KEPT = ("outer", "behind", "inner", "within")
 
@@ -46,7 +48,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One kernel pair. Every step has `channels` channels and the same positions.
+    """One kernel pair; of the last region, two. Every step has `channels` channels and the same positions.
 
     `layout`: "rows", channels are neighbours in memory; "map", positions are.
     `tile_rows` x `tile_columns`: positions and channels one program holds; all channels are in one tile.
@@ -99,7 +101,7 @@ class Region:
 
     @property
     def source(self) -> str:
-        """The file that holds both kernels' Triton source."""
+        """The file that holds the kernels' Triton source."""
         return f"triton/region{self.number}.py"
 
 
@@ -127,6 +129,12 @@ def read_regions(data: bytes, concrete: Plan) -> tuple[Region, ...]:
         if _written(region) != _written(own):
             raise Corrupt(f"{REGIONS}: region {region.number} is not one of the graph beside it")
     return found
+
+
+def last_region(regions: Sequence[Region], concrete: Plan) -> Region | None:
+    """The region that makes the graph's last value, which has a second kernel pair, `JOINED`; None without one."""
+    last = len(concrete.form.steps)
+    return next((region for region in regions if last in region.outputs), None)
 
 
 def described(number: int, steps: tuple[int, ...], concrete: Plan, rows: int, columns: int) -> Region:

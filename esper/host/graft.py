@@ -10,7 +10,7 @@ owned by the seed table, so that a ramp changes no Python value a compiler guard
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,16 @@ from esper.host.launches import blend_slots
 from esper.host.layout import Layout
 
 Form = Callable[..., Tensor]
+
+
+class JoiningForm(Protocol):
+    """A form whose last kernel can write what the branch is joined to, in place of the branch."""
+
+    def joins(self, host: Tensor, alpha: Tensor) -> bool:
+        """Whether `joined` gives for these what the form and the op `blend` after it give."""
+
+    def joined(self, host: Tensor, alpha: Tensor, *parameters: Tensor, convex: bool) -> Tensor:
+        """host + alpha g(host), or convex host + alpha (g(host) - host)."""
 
 
 class Strategy(enum.Enum):
@@ -63,7 +73,10 @@ class Graft(nn.Module):
             self.gamma = nn.Parameter(torch.zeros(shape, dtype=like.dtype, device=like.device))
 
     def use_form(self, form: Form | None) -> None:
-        """Compute g with `form(h, *parameters)`, a compiled equal of the body; None: with the body itself."""
+        """Compute g with `form(h, *parameters)`, a compiled equal of the body; None: with the body itself.
+
+        A JoiningForm joins it too, where `joining_form` says so.
+        """
         self.form = form
 
     def settle(self) -> None:
@@ -102,8 +115,34 @@ class Graft(nn.Module):
         """g(part); None, with `fault` set, where it cannot join. A fossil's, and compiled code's, is not checked."""
         if self.settled or torch.compiler.is_compiling():
             return self.branch(part)
+        return self._guarded(self.branch, part)
+
+    def joining_form(self, host: Tensor, *, guarded: bool) -> JoiningForm | None:
+        """The form, where it joins this graft to a whole host by itself; None where it returns the branch for that.
+
+        A guard on the CPU looks at the branch's values for NaN and infinities. A kernel that joins does not write
+        them, and what it writes can be finite where they are not needed, so that there the branch is computed.
+        """
+        if self.form is None or not self.blends or self.span is not None or torch.compiler.is_compiling():
+            return None
+        if guarded and host.is_cpu:
+            return None
+        form = cast(JoiningForm, self.form)
+        return form if hasattr(form, "joins") and form.joins(host, self.alpha) else None
+
+    def joined_by(self, form: JoiningForm, host: Tensor, *, guarded: bool) -> Tensor | None:
+        """`host` with this graft joined in by its form; None, with `fault` set, where it cannot join."""
+
+        def compute(host: Tensor) -> Tensor:
+            convex = self.strategy is Strategy.CONVEX
+            return form.joined(host, self.alpha, *self.body.ordered_parameters(), convex=convex)
+
+        return self._guarded(compute, host) if guarded else compute(host)
+
+    def _guarded(self, compute: Callable[[Tensor], Tensor], part: Tensor) -> Tensor | None:
+        """compute(part), of part's shape; None, with `fault` set, where it raised or returned what cannot join."""
         try:
-            branch = self.branch(part)
+            branch = compute(part)
         except Exception as error:  # whatever a kernel raises, the host's step goes on
             self.fault = f"raised {type(error).__name__}: {error}"
             return None
@@ -150,9 +189,22 @@ def join(grafts: Sequence[Graft], host: Tensor, *, guarded: bool = True) -> Tens
 
     Each sees its own chunk only, so that all are one launch of `blend`. Under autocast a branch may come in another
     dtype than the host's; that one is joined apart. Where no branch can join, the host's own tensor is returned.
+    One graft alone over all channels is joined by its form where that can: a launch less, and no branch in memory.
     """
     first = grafts[0]
     turned = host.transpose(0, 1) if first.layout.transposed else host
+    if len(grafts) == 1 and (form := first.joining_form(turned, guarded=guarded)):
+        joined = first.joined_by(form, turned, guarded=guarded)
+    else:
+        joined = _with_branches(grafts, turned, guarded)
+    if joined is None or joined is turned:
+        return host
+    return joined.transpose(0, 1) if first.layout.transposed else joined
+
+
+def _with_branches(grafts: Sequence[Graft], turned: Tensor, guarded: bool) -> Tensor:
+    """Their branches, joined in one launch; `turned` itself where none can join."""
+    first = grafts[0]
     joined, slots = turned, []
     for graft in grafts:
         part = graft.part(turned)
@@ -165,9 +217,7 @@ def join(grafts: Sequence[Graft], host: Tensor, *, guarded: bool = True) -> Tens
             joined = graft.joined_apart(joined, part, branch)
     if slots:
         joined = blend_slots(joined, slots, first.layout.channel_dim, first.strategy is Strategy.CONVEX)
-    if joined is turned:
-        return host
-    return joined.transpose(0, 1) if first.layout.transposed else joined
+    return joined
 
 
 def _fault_of(branch: object, part: Tensor) -> str:

@@ -1,6 +1,6 @@
 """An artifact's Triton kernels as a form, where the device is what they were compiled for. No source is ever run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +9,15 @@ from torch import Tensor
 from esper.artifact import canonical_json
 from esper.artifact.contents import Contents
 from esper.artifact.fused import FusedForm
-from esper.artifact.regions import MAX_METADATA_BYTES, PASSES, REGIONS, Region, read_regions
+from esper.artifact.regions import (
+    JOINED,
+    MAX_METADATA_BYTES,
+    PASSES,
+    REGIONS,
+    Region,
+    last_region,
+    read_regions,
+)
 from esper.blueprint.plan import plan
 from esper.errors import Corrupt, InvalidRequest, Unavailable
 from esper.ops import cubin
@@ -32,17 +40,32 @@ def fused_form(contents: Contents, files: Mapping[str, bytes], device: torch.dev
         return None, "the blueprint has nothing to fuse"
     if device.type != "cuda" or torch.version.hip or not target.startswith("sm_"):
         return None, f"the kernels are for {target} and the device is {device}"
+    wanted = [(region, direction) for region in regions for direction in PASSES]
+    joined = joined_kernels(last_region(regions, concrete), files)
     try:
         kernels = {
             region.kernel(direction): cubin.load_image(*_kernel(region, direction, files, target), device)
-            for region in regions
-            for direction in PASSES
+            for region, direction in (*wanted, *joined)
         }
     except Unavailable as error:
         return None, str(error)
     state = torch.full((1,), _AT_WORK, dtype=torch.uint8, device=device)
     launch = _Launch(kernels)
-    return FusedForm(concrete, regions, launch, state, 1 << _AT_WORK, contents.body.interface.dtype), ""
+    dtype = contents.body.interface.dtype
+    return FusedForm(concrete, regions, launch, state, 1 << _AT_WORK, dtype, joins=bool(joined)), ""
+
+
+def joined_kernels(last: Region | None, files: Iterable[str]) -> tuple[tuple[Region, str], ...]:
+    """The pair that blends, of the region that makes the graph's last value: both of it, or neither.
+
+    An artifact may be without: it was made before there were such pairs, or they spilled. The body lists its files, so
+    that which of the two it is was signed. Raises Corrupt where another region has some.
+    """
+    seen = {name.removeprefix("triton/").partition(".")[0] for name in files if "_joined_" in name}
+    pair = () if last is None else tuple((last, direction) for direction in JOINED)
+    if stray := sorted(seen - {region.kernel(direction) for region, direction in pair}):
+        raise Corrupt(f"kernel {stray[0]} is of a region that does not make the graph's last value")
+    return pair if seen else ()
 
 
 class _Launch:

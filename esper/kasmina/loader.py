@@ -23,7 +23,7 @@ from esper.blueprint.interface import Interface
 from esper.blueprint.ir import Graph
 from esper.blueprint.lower import Lowered, lower
 from esper.errors import KernelFault, ShapeMismatch
-from esper.host.graft import Form
+from esper.host.graft import Form, JoiningForm
 from esper.kasmina.cache import MEMORY, KernelCache, Obtained
 from esper.kasmina.fused import fused_form
 from esper.kasmina.kernel import Kernel
@@ -124,6 +124,8 @@ class KernelLoader:
             forms["fused"] = fused
         for form in forms.values():
             _check_equal(form, body, weights, inputs[0])
+        if fused is not None:
+            _check_joined(fused, body, weights, inputs[0])
         built = time.perf_counter()
         chosen = _fastest(forms, body, weights, inputs)
         timings = Timings(
@@ -168,12 +170,32 @@ def _check_interface(artifact_id: str, made_for: Interface, wanted: Interface) -
 
 def _check_equal(form: Form, body: Lowered, weights: Sequence[Tensor], h: Tensor) -> None:
     """Raises KernelFault unless the compiled form gives what the graph's lowering gives, on one input."""
+    _check_same(form, lambda h, *p: body.functional(p, h), body.interface, weights, h)
+
+
+def _check_joined(form: JoiningForm, body: Lowered, weights: Sequence[Tensor], h: Tensor) -> None:
+    """As `_check_equal`, of what a form joins to its host by itself, both ways; where it joins nothing, of nothing."""
+    alpha = torch.full((), 0.25, device=h.device)
+    if not form.joins(h, alpha):
+        return
+
+    def residual(h: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.addcmul(h.float(), body.functional(parameters, h).float(), alpha)
+
+    def convex(h: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.lerp(h.float(), body.functional(parameters, h).float(), alpha)
+
+    _check_same(lambda h, *p: form.joined(h, alpha, *p, convex=False), residual, body.interface, weights, h)
+    _check_same(lambda h, *p: form.joined(h, alpha, *p, convex=True), convex, body.interface, weights, h)
+
+
+def _check_same(form: Form, reference: Form, interface: Interface, weights: Sequence[Tensor], h: Tensor) -> None:
     try:
         with torch.no_grad():
-            seen = difference(form(h, *weights).double(), body.functional(weights, h).double())
+            seen = difference(form(h, *weights).double(), reference(h, *weights).double())
     except Exception as error:  # a form may raise whatever it likes; it is refused
         raise KernelFault(f"the compiled form raised {type(error).__name__} on {list(h.shape)}: {error}") from error
-    limit = TOLERANCE[body.interface.dtype]
+    limit = TOLERANCE[interface.dtype]
     if not seen <= limit:
         raise KernelFault(
             f"the compiled form differs from its graph by {seen:.3g} of the largest value on {list(h.shape)}, "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from esper.artifact import canonical_json
-from esper.artifact.regions import PASSES, REGIONS, Region, write_regions
+from esper.artifact.regions import JOINED, PASSES, REGIONS, WHY_NOT_JOINED, Region, last_region, write_regions
 from esper.blueprint.plan import Plan
 from esper.errors import KernelFault
 from esper.tezzeret.resources import Resources, read_resources, why_bad
@@ -22,6 +22,8 @@ from esper.tezzeret.triton_source import arguments, triton_source
 
 MACHINE_CODE = {"sm_80": "cubin", "sm_90": "cubin", "sm_100": "cubin", "gfx942": "hsaco"}
 _TRITON_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_ROW = ("state_ptr", "alpha_ptr")  # a seed's row of its table, which starts anywhere
+_NUMBERS = {"active": "i64", "positions": "i32", "convex": "i32", "sums": "i32"}
 _ACCESS_BYTES = 16
 _ELEMENTS_PER_WARP = 256  # 8 of each of 32 threads
 
@@ -44,7 +46,7 @@ def source_files(regions: Sequence[Region], concrete: Plan) -> dict[str, bytes]:
 def machine_code_files(
     regions: Sequence[Region], concrete: Plan, sources: Mapping[str, bytes], target: str
 ) -> dict[str, bytes]:
-    """triton/<kernel>.json and .cubin (.hsaco) of both passes of every region.
+    """triton/<kernel>.json and .cubin (.hsaco) of both passes of every region, and `joined_files` of the last.
 
     Raises KernelFault where code spills registers to memory, or moves less than 16 bytes at a time where it could.
     """
@@ -53,23 +55,45 @@ def machine_code_files(
         for region in regions:
             module = module_of(sources[region.source], Path(folder) / Path(region.source).name)
             for direction in PASSES:
-                made, reason = _usable(region, direction, module, concrete, target)
+                made, reason = _usable(region, direction, module, concrete, target, warps(region))
                 if reason:
                     why = f"{reason}; this is a fault of the forge, ask for pipeline fast"
                     raise KernelFault(f"{region.kernel(direction)} for {target}: {why}")
                 files |= made
+            if region is last_region(regions, concrete):
+                files |= joined_files(region, module, concrete, target, (warps(region), warps(region)))
+    return files
+
+
+def joined_files(
+    region: Region, module: ModuleType, concrete: Plan, target: str, each_warps: tuple[int, int]
+) -> dict[str, bytes]:
+    """Of the last region, the pair that blends as well; where one of it may not be used, triton/joined.json says why.
+
+    Such a form blends by the op, so that an artifact without the pair lacks nothing but speed.
+    """
+    files: dict[str, bytes] = {}
+    for direction, number in zip(JOINED, each_warps, strict=True):
+        try:
+            made, reason = _usable(region, direction, module, concrete, target, number)
+        except KernelFault as error:
+            # which error: its text may hold addresses, and an artifact has none
+            made, reason = {}, type(error.__cause__ or error).__name__
+        if reason:
+            told = {"kernel": region.kernel(direction), "reason": reason}
+            return {WHY_NOT_JOINED: canonical_json.write(told)}
+        files |= made
     return files
 
 
 def _usable(
-    region: Region, direction: str, module: ModuleType, concrete: Plan, target: str
+    region: Region, direction: str, module: ModuleType, concrete: Plan, target: str, number: int
 ) -> tuple[dict[str, bytes], str]:
-    """(files below triton/, why they are not to be used) of one kernel; one with a pair may need twice the usual warps.
+    """(files below triton/, why they are not to be used) of one kernel; one with a pair may need twice `number` warps.
 
     ptxas keeps a few words of some of those on the stack, at 96 or 128 registers of the 255 that a thread may have, to
     have more programs at once; with half as many elements of a thread it keeps none.
     """
-    number = warps(region)
     made, _, reason = compiled(region, direction, module, concrete, target, number)
     if reason and region.pairs:
         made, _, reason = compiled(region, direction, module, concrete, target, 2 * number)
@@ -109,7 +133,7 @@ def compiled(
         getattr(module, name),
         signature,
         {"ROWS": region.tile_rows, "COLS": region.tile_columns},
-        tuple(argument for argument in signature if argument.endswith("_ptr") and argument != "state_ptr"),
+        tuple(argument for argument in signature if argument.endswith("_ptr") and argument not in _ROW),
         num_warps=num_warps,
     )
     try:
@@ -138,6 +162,8 @@ def wide(region: Region, concrete: Plan) -> bool:
 
 
 def _type_of(argument: str, dtype: torch.dtype) -> str:
-    if argument in ("state_ptr", "active", "positions"):
-        return {"state_ptr": "*u8", "active": "i64", "positions": "i32"}[argument]
-    return "*fp32" if argument.endswith("_sums_ptr") else f"*{_TRITON_TYPES[dtype]}"
+    if argument in _NUMBERS:
+        return _NUMBERS[argument]
+    if argument == "state_ptr":
+        return "*u8"
+    return "*fp32" if argument == "alpha_ptr" or argument.endswith("_sums_ptr") else f"*{_TRITON_TYPES[dtype]}"

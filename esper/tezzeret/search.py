@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from esper.artifact import canonical_json
-from esper.artifact.regions import MAP, PASSES, REGIONS, SEARCH, Region, write_regions
+from esper.artifact.regions import MAP, PASSES, REGIONS, SEARCH, Region, last_region, write_regions
 from esper.blueprint.plan import Plan
 from esper.errors import KernelFault
 from esper.tezzeret.choose import Choice, Tile, Weighed, best_first, choose
 from esper.tezzeret.cost_model import DEVICES, Device, launch_ns, resident
-from esper.tezzeret.kernels import compiled, module_of, warps
+from esper.tezzeret.kernels import compiled, joined_files, module_of, warps
 from esper.tezzeret.resources import Resources
 from esper.tezzeret.traffic import SIZES, programs_of, work_of
 
-MOST_KERNELS = 240  # compiled for one artifact
+MOST_KERNELS = 240  # weighed for one artifact
 TIMED = 4  # best tiles that a timer is asked about
 _TILES = (1, 2, 4, 8)  # times standard's, and half of it
 _WARPS = ((1, 1), (2, 1), (1, 2))  # times and divided by standard's elements of a warp
@@ -74,6 +74,8 @@ def search(
             for direction, number in zip(PASSES, chosen.warps, strict=True):
                 files |= made[direction, chosen.rows, number]
             found.append(replace(region, tile_rows=chosen.rows))
+            if region is last_region(regions, concrete):  # in the tile of the plain pair
+                files |= joined_files(found[-1], module, concrete, target, chosen.warps)
             record.append(_written(region, weighed, choice) | left_out)
     files[REGIONS] = write_regions(found)
     files[SEARCH] = canonical_json.write({"regions": record, "sizes": [list(size) for size in SIZES]})

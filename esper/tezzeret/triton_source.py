@@ -1,4 +1,4 @@
-"""Write a region as Triton source: one forward and one backward kernel, which anybody can read.
+"""Write a region as Triton source: one forward and one backward kernel, which anybody can read; of the last, two each.
 
 Arithmetic is float32, offsets have 64 bits. The backward kernel keeps nothing of the forward: it computes the values
 again from the region's inputs. A parameter's gradient, and that of a value that all positions of a sample share, is
@@ -8,8 +8,9 @@ a low_rank's matrices are products over all positions, torch's too: backward wri
 
 import textwrap
 
-from esper.artifact.regions import MAP, Outside, Region
+from esper.artifact.regions import JOINED, MAP, Outside, Region
 from esper.blueprint.plan import Plan
+from esper.tezzeret import blend_lines
 from esper.tezzeret.rules import HELPERS, RULES, Names, Rule
 
 _DORMANT = """    # a seed that is not at work touches no memory but its state
@@ -20,42 +21,58 @@ _DORMANT = """    # a seed that is not at work touches no memory but its state
 
 
 def triton_source(region: Region, concrete: Plan) -> str:
-    """Source of both kernels. The same region of the same graph at the same interface gives the same text."""
+    """Source of its kernels. The same region of the same graph at the same interface gives the same text."""
     steps = [concrete.form.steps[at - 1].node for at in region.steps]
     named = [f"{at} {node.operator}" for at, node in zip(region.steps, steps, strict=True)]
     listed = textwrap.fill(", ".join(named), 116, initial_indent="    ", subsequent_indent="    ")
     used = sorted({name for node in steps for name in RULES[node.operator].helpers})
+    joins = len(concrete.form.steps) in region.outputs
     head = (
         f'"""{len(steps)} steps of a blueprint for {concrete.interface}:\n\n{listed}\n\n'
         "v<i> is the value of step i, 0 being the input; d<i> its gradient; p<i> the i-th parameter. Of a seed whose\n"
-        'state is not in the bit set `active` nothing is read and nothing is written.\n"""\n\n'
+        "state is not in the bit set `active` nothing is read and nothing is written."
+        f'{blend_lines.NOTE.format(value=region.outputs[-1]) if joins else ""}\n"""\n\n'
         "import triton\nimport triton.language as tl\n"
     )
     parts = [head, *(HELPERS[name] for name in used), _forward(region, concrete), _backward(region, concrete)]
+    if joins:
+        ahead, back = JOINED
+        parts += [blend_lines.HELPER, _forward(region, concrete, ahead), _backward(region, concrete, back)]
     return "\n\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
 def arguments(region: Region, direction: str) -> tuple[str, ...]:
     """Runtime arguments of a kernel, in order. Pointers end in _ptr; those of partial sums in _sums_ptr."""
     read = [f"v{one.value}_ptr" for one in region.inputs] + [f"p{place}_ptr" for place in region.parameters]
-    if direction == "forward":
+    if direction.endswith("forward"):
         written = [f"v{value}_ptr" for value in region.outputs]
     else:
         written = [f"d{value}_ptr" for value in region.outputs]
         written += [f"d{one.value}_sums_ptr" if one.per_sample else f"d{one.value}_ptr" for one in region.inputs]
         written += [f"p{place}_sums_ptr" for place in region.vectors]
         written += [name for name, _ in region.kept]
-    return ("state_ptr", "active", *read, *written, "positions")
+    settings: tuple[str, ...] = ()
+    if direction in JOINED:
+        read += blend_lines.READ
+        written += blend_lines.WRITTEN[direction]
+        settings = blend_lines.SETTINGS[direction]
+    return ("state_ptr", "active", *read, *written, *settings, "positions")
 
 
-def _forward(region: Region, concrete: Plan) -> str:
-    lines = [*_start(region, "forward"), *_values(region, concrete)]
+def _forward(region: Region, concrete: Plan, direction: str = "forward") -> str:
+    lines = [*_start(region, direction), *_values(region, concrete)]
+    if direction in JOINED:
+        lines += blend_lines.forward_lines(region.outputs[-1])
     lines += [_store(f"v{value}_ptr", f"v{value}") for value in region.outputs]
     return _joined(lines)
 
 
-def _backward(region: Region, concrete: Plan) -> str:
-    lines = [*_start(region, "backward"), *_values(region, concrete), *_adjoints(region, concrete)]
+def _backward(region: Region, concrete: Plan, direction: str = "backward") -> str:
+    lines = [*_start(region, direction), *_values(region, concrete)]
+    lines += [f"    d{v} = tl.load(d{v}_ptr + at, mask=inside, other=0).to(tl.float32)" for v in region.outputs]
+    if direction in JOINED:
+        lines += blend_lines.backward_lines(region.outputs[-1])
+    lines += _adjoints(region, concrete)
     for one in region.inputs:
         lines += _input_gradient(one, region)
     for place in region.vectors:
@@ -116,8 +133,8 @@ def _values(region: Region, concrete: Plan) -> list[str]:
 
 
 def _adjoints(region: Region, concrete: Plan) -> list[str]:
-    """Gradients of every value, last step first; those of outputs start from what is handed in."""
-    lines = [f"    d{v} = tl.load(d{v}_ptr + at, mask=inside, other=0).to(tl.float32)" for v in region.outputs]
+    """Gradients of every value, last step first; those of outputs are there."""
+    lines: list[str] = []
     known = {f"d{value}" for value in region.outputs}
     for at in reversed(region.steps):
         step, names = concrete.form.steps[at - 1], _names(at, region, concrete)

@@ -1,9 +1,13 @@
 """Graphs with every rule of the generator, every way of reading an input, and a step that no region can have."""
 
 import torch
+from hypothesis import strategies as st
 
+from esper.artifact.regions import last_region
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.ir import CHANNELS, INPUT, ONE, Dimension, Graph, Initialiser, Node, Parameter, constant
+from esper.blueprint.plan import plan
+from esper.tezzeret.regions import find_regions
 
 _DRAWN = Initialiser.LECUN_UNIFORM
 
@@ -154,3 +158,30 @@ CASES = [
     for at, i in enumerate(INTERFACES)
     if (name != "broadcast" or i.kind.position_dims) and (name not in _FEW or at in (1, 2))
 ]
+# where one region makes the last value
+JOINED_CASES = [(name, i) for name, i in CASES if i in INTERFACES[:3] or name == "chain"]
+_UNARY = ("relu", "gelu", "silu", "tanh", "sigmoid", "scale", "channel_norm", "linear")
+
+
+def last_is_fused(graph: Graph, interface: Interface) -> bool:
+    """Whether a region makes the graph's last value."""
+    concrete = plan(graph, interface)
+    return last_region(find_regions(concrete)[0], concrete) is not None
+
+
+@st.composite
+def random_graphs(draw) -> tuple[Graph, Interface]:
+    """A chain of one to six steps that also reads earlier values, with linears between, at a small interface."""
+    names, nodes, used = [INPUT], list[Node](), set[str]()
+    for at in range(draw(st.integers(1, 6))):
+        operator = draw(st.sampled_from((*_UNARY, "add", "mul")))
+        inputs = (names[-1], draw(st.sampled_from(names))) if operator in ("add", "mul") else (names[-1],)
+        parameters = {"scale": ("w",), "channel_norm": draw(st.sampled_from([(), ("w", "b")])), "linear": ("m",)}
+        given = parameters.get(operator, ())
+        used |= set(given)
+        out = (("out", CHANNELS),) if operator == "linear" else ()
+        nodes.append(Node(f"n{at}", operator, inputs, given, out))
+        names.append(f"n{at}")
+    known = (_vector("w"), _vector("b"), Parameter("m", (CHANNELS, CHANNELS), _DRAWN))
+    interface = Interface(draw(st.sampled_from(list(Kind))), draw(st.integers(3, 9)))
+    return Graph(tuple(nodes), tuple(one for one in known if one.name in used), names[-1]), interface

@@ -42,7 +42,7 @@ def form_of(graph, interface: Interface, folder: Path, state=AT_WORK, tile_rows=
     for name, data in files.items():
         (folder / name).write_bytes(data)
     regions = read_regions(files["triton/regions.json"], concrete)
-    return FusedForm(concrete, regions, Interpreter(folder, regions), state, 1 << STATE)
+    return FusedForm(concrete, regions, Interpreter(folder, regions), state, 1 << STATE, joins=True)
 
 
 def compared(name: str, interface: Interface, folder: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from esper.artifact.agree import draw_weights, outcome
 from esper.artifact.attest import BUILT, PROMOTED
 from esper.artifact.bundle import Artifact, sign, verify
 from esper.artifact.contents import open_contents
-from esper.artifact.regions import SEARCH, Region, read_regions
+from esper.artifact.regions import SEARCH, WHY_NOT_JOINED, Region, read_regions
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.matching import match
@@ -144,6 +144,7 @@ def _place(title: str) -> Interface | None:
 def test_every_design_of_the_library_has_tiles_that_may_be_used(title, target):
     """And none so slow by the model that two kernels in its place, which move 1.6 times its bytes, could be faster."""
     made = build(TEMPLATES[title].graph, _place(title), target, "aggressive")
+    assert WHY_NOT_JOINED not in made.files
     concrete = plan(TEMPLATES[title].graph, _place(title))
     regions = read_regions(made.files["triton/regions.json"], concrete)
     for told, region in zip(json.loads(made.files[SEARCH])["regions"], regions, strict=True):

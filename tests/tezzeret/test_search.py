@@ -235,6 +235,7 @@ def fake(monkeypatch, why):
         return {f"triton/{direction}": b"%d" % region.tile_rows}, FINE, why(region.tile_rows, number)
 
     monkeypatch.setattr(searching, "compiled", compiled)
+    monkeypatch.setattr(searching, "joined_files", lambda *_: {})
     monkeypatch.setattr(searching, "module_of", lambda source, path: None)
 
 
