@@ -26,6 +26,7 @@ R = TypeVar("R", bound=Any)  # any reply of library_pb2 with a header: they shar
 SEARCH_LIMIT = 1000  # as many as one search gives
 _PAGE = resource_pb2.PageRequest(size=1000)
 _MAX_INTERFACES = 128  # that asked for longest ago is let go
+_VERDICTS = (pb.KERNEL_STATUS_VALIDATED, pb.KERNEL_STATUS_REJECTED)
 _OUT_OF_USE = frozenset((pb.BLUEPRINT_STATUS_INVALID, pb.BLUEPRINT_STATUS_ARCHIVED))
 
 
@@ -55,13 +56,14 @@ class _Blueprints:
     """All of the library, whatever they fit."""
 
     status: dict[Sort, dict[str, int]] = field(default_factory=lambda: {sort: {} for sort in Sort})
-    graphs: dict[str, blueprint_pb2.Graph] = field(default_factory=dict)  # of what people put in
+    # Of what people put in; written, because a message keeps the whole reply that it came in.
+    graphs: dict[str, bytes] = field(default_factory=dict)
 
     def put(self, blueprint: pb.Blueprint) -> None:
         sort = sort_of(blueprint)
         self.status[sort][blueprint.blueprint_id] = blueprint.status
         if sort is Sort.PEOPLES:
-            self.graphs[blueprint.blueprint_id] = blueprint.graph
+            self.graphs[blueprint.blueprint_id] = blueprint.graph.SerializeToString()
 
     def in_use(self, sort: Sort, blueprint_id: str) -> bool:
         return self.status[sort].get(blueprint_id, pb.BLUEPRINT_STATUS_ARCHIVED) not in _OUT_OF_USE
@@ -73,13 +75,16 @@ class _Kernels:
 
     interface: Interface
     fitting: set[str]  # blueprint ids: what people put in, is in use and fits
-    by_status: dict[int, dict[str, pb.Kernel]] = field(default_factory=dict)
-    complete: bool = False
+    by_status: dict[pb.KernelStatus.ValueType, dict[str, pb.Kernel]] = field(
+        default_factory=lambda: {status: {} for status in _VERDICTS}
+    )
+    unread: set[pb.KernelStatus.ValueType] = field(default_factory=lambda: set(_VERDICTS))
 
     def put(self, kernel: pb.Kernel) -> None:
         """Take in what a kernel has become. Where a search was full, what comes next in its order is not known here."""
-        self.complete = self.complete and all(len(found) < SEARCH_LIMIT for found in self.by_status.values())
         for status, found in self.by_status.items():
+            if len(found) >= SEARCH_LIMIT:
+                self.unread.add(status)
             found.pop(kernel.artifact_id, None)
             if kernel.status == status:
                 found[kernel.artifact_id] = kernel
@@ -133,6 +138,7 @@ class Inventory:
             return
         await self._take_in(reply.entries[1:])
         self._newest = reply.entries[-1]
+        self._witness = max(self._witness, self._newest, key=lambda one: one.revision)
 
     async def _vouch(self) -> None:
         """Note the ledger's entry of the latest state that was read, to know at the next question that it still is."""
@@ -164,14 +170,19 @@ class Inventory:
                 if not reply.page.next_token:
                     break
                 request.page.token = reply.page.next_token
+        if self._newest is not None:  # what changed while they were read is in one list and another, or in none
+            since = pb.ListLedgerRequest(after_revision=self._newest.revision, page=_PAGE)
+            await self._take_in((await self._library.list_ledger(since)).entries)
 
     async def _take_in(self, entries: Iterable[pb.LedgerEntry]) -> None:
         """Look up, once each, blueprints that changed and kernels that were moved; a new kernel has no verdict."""
         actions = ("blueprint.create", "blueprint.status", "kernel.status")
         names = dict.fromkeys(entry.resource_name for entry in entries if entry.action in actions)
         ids = [name.partition("/")[::2] for name in names]
-        blueprints = await asyncio.gather(*(self._blueprint(one) for what, one in ids if what == "blueprints"))
-        kernels = await asyncio.gather(*(self._kernel(one) for what, one in ids if what == "kernels"))
+        blueprints, kernels = await asyncio.gather(
+            asyncio.gather(*(self._blueprint(one) for what, one in ids if what == "blueprints")),
+            asyncio.gather(*(self._kernel(one) for what, one in ids if what == "kernels")),
+        )
         for blueprint in blueprints:
             self._blueprints.put(blueprint)
             self._refit(blueprint.blueprint_id)
@@ -203,16 +214,15 @@ class Inventory:
                 self._kernels.popitem(last=False)
         at = self._kernels[key]
         self._kernels.move_to_end(key)
-        if not at.complete:
-            for status in (pb.KERNEL_STATUS_VALIDATED, pb.KERNEL_STATUS_REJECTED):
-                reply = self._noted(await self._library.search_kernels(search_for(interface, status)))
-                at.by_status[status] = {one.kernel.artifact_id: one.kernel for one in reply.matches}
-            at.complete = True
+        for status in sorted(at.unread):
+            reply = self._noted(await self._library.search_kernels(search_for(interface, status)))
+            at.by_status[status] = {one.kernel.artifact_id: one.kernel for one in reply.matches}
+            at.unread.remove(status)
         return at
 
     def _stocked(self, need: Need, at: _Kernels) -> Stocked:
         mine, generated = own(need), self._blueprints.status[Sort.GENERATED]
-        promoted, refused = (at.by_status[s] for s in (pb.KERNEL_STATUS_VALIDATED, pb.KERNEL_STATUS_REJECTED))
+        promoted, refused = (at.by_status[status] for status in _VERDICTS)
         ready = [one for one in promoted.values() if one.blueprint_id in mine or one.blueprint_id not in generated]
         judged = {one.blueprint_id for one in (*ready, *refused.values())}
         stock = [(Sort.LIBRARY, one) for one in best(need.interface, need.limits)]
@@ -234,8 +244,9 @@ def search_for(
 
 def _fitting(blueprints: _Blueprints, ids: Iterable[str], interface: Interface) -> set[str]:
     """Those of what people put in that are in use and fit."""
-    return {
-        one
-        for one in ids
-        if blueprints.in_use(Sort.PEOPLES, one) and match(read_graph(blueprints.graphs[one]), interface)[0]
-    }
+
+    def fits(blueprint_id: str) -> bool:
+        graph = blueprint_pb2.Graph.FromString(blueprints.graphs[blueprint_id])
+        return match(read_graph(graph), interface)[0]
+
+    return {one for one in ids if blueprints.in_use(Sort.PEOPLES, one) and fits(one)}

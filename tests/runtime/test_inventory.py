@@ -232,20 +232,46 @@ async def test_a_verdict_is_seen_at_the_next_question_and_nothing_else_is_read(p
     assert set(place.asked) == {"list_ledger", "get_kernel"}
 
 
-async def test_what_was_read_from_an_undone_state_is_read_anew(place: Place) -> None:
+async def test_what_was_read_from_an_undone_state_is_read_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     name = await place.add_kernel(next(iter(own(NEEDS[0]))), MAP)
     place.save()
-    inventory = Inventory(place)
+    inventory, search = Inventory(place), place.library.search_kernels
     await inventory.look([])
-    await place.move_kernel(name, pb.KERNEL_STATUS_VALIDATED)
-    [found] = await inventory.look(NEEDS[:1])  # kernels are read here, beyond what the ledger was read up to
+
+    async def promoted_just_before(request: pb.SearchKernelsRequest) -> pb.SearchKernelsResponse:
+        if request.status == pb.KERNEL_STATUS_VALIDATED:
+            await place.move_kernel(name, pb.KERNEL_STATUS_VALIDATED)
+        return await search(request)
+
+    monkeypatch.setattr(place.library, "search_kernels", promoted_just_before)
+    [found] = await inventory.look(NEEDS[:1])  # its kernels are of a later state than the ledger was read up to
     assert found.ready
     await place.put_back()
-    for _ in range(5):
-        await place.add_people(1)
-        await place.add_kernel(next(iter(own(NEEDS[1]))), MAP, number=_)
+    for number in range(5):  # as far as it was, and further, by another way
+        await place.add_kernel(next(iter(own(NEEDS[1]))), MAP, number)
     [found] = await inventory.look(NEEDS[:1])
     assert not found.ready
+
+
+async def test_what_is_moved_while_all_is_read_is_known(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(iter(own(NEEDS[1])))  # another run's, with a kernel that was promoted
+    await place.move_kernel(await place.add_kernel(name, MAP), pb.KERNEL_STATUS_VALIDATED)
+    archive = pb.SetBlueprintStatusRequest(blueprint_id=name, status=pb.BLUEPRINT_STATUS_ARCHIVED, reason="r")
+    await place.library.set_blueprint_status(archive)
+    whole = place.library.list_blueprints
+
+    async def back_in_between(request: pb.ListBlueprintsRequest) -> pb.ListBlueprintsResponse:
+        reply = await whole(request)
+        if not request.status:
+            back = pb.SetBlueprintStatusRequest(
+                blueprint_id=name, status=pb.BLUEPRINT_STATUS_UNVALIDATED, reason="r", request_id="once"
+            )
+            await place.library.set_blueprint_status(back)
+        return reply
+
+    monkeypatch.setattr(place.library, "list_blueprints", back_in_between)
+    [mine, other] = await Inventory(place).look(NEEDS[:2])
+    assert not mine.ready and len(other.ready) == 1
 
 
 @pytest.mark.parametrize("call", ["list_ledger", "list_blueprints", "get_blueprint", "search_kernels", "get_kernel"])
