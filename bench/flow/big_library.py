@@ -2,20 +2,25 @@
 
 Every blueprint and kernel has its row, its lineage and its entry of the ledger's chain, each at a
 revision of its own, made by the writer's own functions. Left out are files, remembered requests and
-events, which a search does not read.
+events, which a search does not read. It is the library of many runs: of a hundred blueprints Karn made
+all but one, which somebody put in; each has the graph of a template.
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Table, insert, update
+from sqlalchemy import Table, insert, select, update
 
 from esper.api.common.v1 import interface_pb2
 from esper.api.common.v1.artifact_pb2 import ArtifactManifest
+from esper.api.common.v1.resource_pb2 import TARGET_CPU
 from esper.api.urza.v1 import library_pb2 as pb
+from esper.blueprint.codec import write_graph
+from esper.karn.templates import TEMPLATES
 from esper.urza import schema
+from esper.urza.codec import read_interface
 from esper.urza.ledger import Entry, Head, append
 from esper.urza.store import Store
 from esper.urza.writer import Writer, blueprint_row, kernel_row
@@ -26,6 +31,7 @@ CROWDED = interface_pb2.Interface(
 )
 PER_INTERFACE = 200
 MANIFEST = ArtifactManifest(body=b"{}" * 1_000)
+GRAPHS = tuple(write_graph(template.graph) for template in TEMPLATES.values())
 T = TypeVar("T")
 
 _BATCH = 2_000
@@ -53,6 +59,29 @@ async def fill(store: Store, count: int) -> None:
     for batch in _batches(_kernels(count, draw)):
         await store.write(lambda tx, batch=batch: _add_kernels(tx, batch))  # type: ignore[misc]
     await store.verify_ledger()
+
+
+async def go_on(store: Store, number: int, interface: interface_pb2.Interface) -> None:
+    """What happens between two questions: a blueprint comes, and a promoted kernel for `interface` is judged again."""
+
+    async def change(tx: Writer) -> None:
+        await _insert(tx, schema.blueprints, [blueprint_row(_blueprint(number), tx.next_revision)])
+        await _record(tx, "blueprint.create", [f"blueprints/{blueprint_id(number)}"])
+        table, key = schema.kernels.c, read_interface(interface)
+        query = select(table.artifact_id).where(
+            table.kind == key.kind,
+            table.channels == key.channels,
+            table.element_type == key.element_type,
+            table.causal == key.causal,
+            table.target == TARGET_CPU,
+        )
+        kernel = await tx.kernel((await tx._connection.execute(query.order_by(table.changed).limit(1))).scalar_one())
+        assert kernel is not None
+        kernel.interest = number % 100 / 100
+        await tx.update_kernel(kernel, MANIFEST)
+        await _record(tx, "kernel.status", [f"kernels/{kernel.artifact_id}"])
+
+    await store.write(change)
 
 
 def _batches(whole: Iterable[T]) -> Iterator[tuple[T, ...]]:
@@ -86,19 +115,23 @@ async def _add_blueprints(tx: Writer, numbers: tuple[int, ...], draw: random.Ran
     for revision, number in enumerate(numbers, first):
         older = range(max(0, number - _RECENT), number)
         parents = sorted(draw.sample(older, min(2, len(older))))
-        blueprint = pb.Blueprint(
-            blueprint_id=blueprint_id(number),
-            title=f"blueprint {number}",
-            family="convolution",
-            status=pb.BLUEPRINT_STATUS_VALIDATED,
-            author="bench",
-            parent_ids=[blueprint_id(parent) for parent in parents],
-        )
-        rows.append(blueprint_row(blueprint, revision))
+        rows.append(blueprint_row(_blueprint(number, parents), revision))
         edges += [{"child": revision, "parent": revision - number + parent} for parent in parents]
     await _insert(tx, schema.blueprints, rows)
     await _insert(tx, schema.lineage, edges)
     await _record(tx, "blueprint.create", [f"blueprints/{row['blueprint_id']}" for row in rows])
+
+
+def _blueprint(number: int, parents: Sequence[int] = ()) -> pb.Blueprint:
+    return pb.Blueprint(
+        blueprint_id=blueprint_id(number),
+        graph=GRAPHS[number % len(GRAPHS)],
+        title=f"karn_{number}",
+        family="convolution",
+        status=pb.BLUEPRINT_STATUS_VALIDATED,
+        author="karn" if number % 100 else "bench",
+        parent_ids=[blueprint_id(parent) for parent in parents],
+    )
 
 
 async def _add_kernels(tx: Writer, kernels: tuple[pb.Kernel, ...]) -> None:

@@ -58,7 +58,7 @@ def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
         stack.enter_context(home.held())
         spec.write()
         components = stack.enter_context(Components(home))
-        components.make_kernels((site.interface for site in hello.sites), hello.random_seed)
+        components.make_kernels(hello.sites, hello.random_seed)
         recording = stack.enter_context(Recording(plan.directory, live, components.ancestry))
         passed_over: list[str] = []
         store = CheckpointStore(plan.directory / "checkpoints", warn=passed_over.append)

@@ -114,6 +114,10 @@ class LibraryClient:
         reply: pb.ListAliasesResponse = await self._stub.ListAliases(request)
         return reply
 
+    async def list_ledger(self, request: pb.ListLedgerRequest) -> pb.ListLedgerResponse:
+        reply: pb.ListLedgerResponse = await self._stub.ListLedger(request)
+        return reply
+
     async def put_report(self, report: StoredReport) -> int:
         message = pb.StoredReport(name=report.name, artifact_id=report.artifact_id, body=report.body)
         reply: pb.CreateReportResponse = await self._stub.CreateReport(pb.CreateReportRequest(report=message))

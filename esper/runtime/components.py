@@ -5,18 +5,17 @@ evaluator that shares a process with its candidate could not be believed.
 """
 
 import asyncio
-import functools
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from esper.api.common.v1 import interface_pb2, resource_pb2
+from esper.api.common.v1 import resource_pb2
 from esper.api.kasmina.v1 import control_pb2, nursery_pb2
 from esper.api.simic.v1 import replay_pb2
 from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.tezzeret.v1 import forge_pb2
-from esper.api.tolaria.v1 import trainer_pb2
+from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.artifact.folder import read_folder
 from esper.artifact.keys import load_or_create_key
@@ -29,13 +28,14 @@ from esper.kasmina.loader import parse
 from esper.kasmina.nursery.desk import kernels_of
 from esper.kasmina.nursery.worker import NurseryWorker
 from esper.nissa.sink import RunSink
+from esper.runtime.assortment import needs_of
 from esper.runtime.cores import usual_workers
 from esper.runtime.home import Home
 from esper.runtime.local import LocalLine, Packet
 from esper.runtime.platform import now, trust_of
 from esper.runtime.pool import Pool
 from esper.runtime.services import SWEEP_AGE_S, WARM_UP, WORKSHOP, clock
-from esper.runtime.stock import Stock, kernel_stock, lineage_of, offer_templates
+from esper.runtime.stock import Stock, lineage_of, offer_templates
 from esper.simic.store import ReplayStore
 from esper.tamiyo.answer import Controller, SearchKernels
 from esper.tamiyo.service import decision_log
@@ -70,13 +70,13 @@ class Components:
         self._runner.run(self._stack.aclose())
         self._runner.close()
 
-    def make_kernels(self, interfaces: Iterable[interface_pb2.Interface], seed: int) -> None:
-        """Have every blueprint in stock for an interface compiled, evaluated and, if it passes, promoted.
+    def make_kernels(self, sites: Iterable[state_pb2.SiteState], seed: int) -> None:
+        """Have every blueprint in stock for a run's sites compiled, evaluated and, if it passes, promoted.
 
         `seed`: the run's, from which Karn's designs are made.
         """
-        for interface in interfaces:
-            self._runner.run(self._stock.order(interface, seed, self._make))
+        for need in needs_of(sites, seed):
+            self._runner.run(self._stock.order(need, self._make))
 
     def line(self, sink: RunSink, checkpoints: CheckpointStore) -> LocalLine:
         """What a run talks to. `sink` records it; checkpoints are written as they are asked for."""
@@ -131,7 +131,7 @@ class Components:
         self._evaluator = await stack.enter_async_context(evaluator)
         await offer_templates(library)
         self._stock = Stock(library, home.kernels, roots)
-        self._open_records(functools.partial(kernel_stock, library))
+        self._open_records(self._stock.inventory.of_sites)
         stack.push_async_callback(ArchiveKeeper(library, self._gains).catch_up)
         self._roots = roots
 

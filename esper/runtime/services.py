@@ -31,10 +31,12 @@ from esper.oona.service import BusServicer
 from esper.oona.subjects import Name, name_for
 from esper.rpc.operation_service import OperationServicer
 from esper.rpc.operations import Operations
+from esper.runtime.assortment import needs_of
 from esper.runtime.clients import ExecutionClient, LibraryClient, NurseryClient, ReplayClient, SculptorClient
+from esper.runtime.inventory import Inventory
 from esper.runtime.jobs import KERNELS, TRUST
 from esper.runtime.platform import Platform, now
-from esper.runtime.stock import Stock, kernel_stock, offer_templates
+from esper.runtime.stock import Stock, offer_templates
 from esper.simic.service import ReplayServicer
 from esper.simic.store import ReplayStore
 from esper.simic.worker import ReplayWorker
@@ -222,10 +224,11 @@ async def build_tolaria(platform: Platform) -> None:
 
     async def prepare(hello: trainer_pb2.Hello) -> None:
         """Kernels for the run's sites are made, and its task is imported, before either is asked for."""
-        for site in hello.sites:
-            await stock.order(site.interface, hello.random_seed, submit, _ordered_for(platform, hello.target))
+        needs = needs_of(hello.sites, hello.random_seed)
+        for need in needs:
+            await stock.order(need, submit, _ordered_for(platform, hello.target))
         if hello.deterministic:  # what kernels there are must not depend on how fast they were made
-            await stock.complete((site.interface for site in hello.sites), hello.random_seed)
+            await stock.complete(needs)
         if "nursery" in platform.pools and hello.HasField("task"):
             reference = hello.task.SerializeToString().hex()
             await platform.pools["nursery"].preload("esper.runtime.jobs:preload_task", [reference])
@@ -270,7 +273,7 @@ async def build_tamiyo(platform: Platform) -> None:
     home = platform.home
     library, replay = LibraryClient(platform.channel_to("urza")), ReplayClient(platform.channel_to("simic"))
     sculptor = SculptorClient(platform.channel_to("emrakul"))
-    controller = Controller(functools.partial(kernel_stock, library), replay.summarise, now)
+    controller = Controller(Inventory(library).of_sites, replay.summarise, now)
     decisions, answers = decision_log(home.database("decisions")), answer_log(home.database("answers"))
     platform.stack.callback(decisions.close)
     platform.stack.callback(answers.close)

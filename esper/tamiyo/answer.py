@@ -1,16 +1,14 @@
 """From packet to reply: read, gather what the library and experience know, decide, write."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from esper.api.common.v1 import interface_pb2
 from esper.api.simic.v1 import replay_pb2
 from esper.api.tamiyo.v1 import controller_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.tamiyo.codec import (
-    interface_key,
     is_promoted,
     read_experience,
     read_option,
@@ -22,9 +20,11 @@ from esper.tamiyo.controller import decide
 from esper.tamiyo.memory import load
 from esper.tamiyo.view import Stock
 
-# Promoted kernels for exactly this interface that a run of this seed may have, in any order, and how many more are
-# being made.
-SearchKernels = Callable[[interface_pb2.Interface, int], Awaitable[tuple[Sequence[library_pb2.Kernel], int]]]
+# By `codec.interface_key` of each site: promoted kernels for exactly that interface that a run of this seed with these
+# sites may have, in any order, and how many more are being made.
+SearchKernels = Callable[
+    [Sequence[state_pb2.SiteState], int], Awaitable[Mapping[str, tuple[Sequence[library_pb2.Kernel], int]]]
+]
 # What earlier runs of a task gave, per layer kind and blueprint.
 Summarise = Callable[[str], Awaitable[Sequence[replay_pb2.Summary]]]
 
@@ -44,8 +44,7 @@ class Controller:
         PreconditionFailed for a memory of another version.
         """
         view, memory = read_packet(packet), load(packet.controller_state)
-        interfaces = {interface_key(site.interface): site.interface for site in packet.sites}
-        found = {key: await self.search(interface, packet.random_seed) for key, interface in interfaces.items()}
+        found = await self.search(packet.sites, packet.random_seed)
         options = {
             key: [read_option(kernel) for kernel in kernels if is_promoted(kernel, key)]
             for key, (kernels, _) in found.items()

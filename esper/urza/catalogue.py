@@ -96,8 +96,9 @@ async def list_reports(
 
 async def list_ledger(reader: Reader, request: pb.ListLedgerRequest, pages: Pages) -> pb.ListLedgerResponse:
     """Oldest first. Raises InvalidRequest for a page token of another list."""
-    name, size = listing("ledger", request.resource_name), size_of(request.page)
-    entries = await reader.entries(pages.start(request.page, name), size + 1, request.resource_name)
+    after = codec.stored_integer("after_revision", request.after_revision)
+    name, size = listing("ledger", request.resource_name, after), size_of(request.page)
+    entries = await reader.entries(pages.start(request.page, name) or after, size + 1, request.resource_name)
     sent = entries[:size]
     return pb.ListLedgerResponse(
         header=ReplyHeader(revision=(await reader.head()).revision),

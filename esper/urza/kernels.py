@@ -128,14 +128,15 @@ async def find(reader: Reader, request: pb.SearchKernelsRequest, tables: SearchT
             empty_reason="" if places else tables.unmeasured(scope, wish, families),
         )
     for place in places:
-        kernel = pb.Kernel.FromString(records[place.artifact_id])
-        reply.matches.add(kernel=kernel, score=place.score, reason=place.reason)
+        reply.matches.add(score=place.score, reason=place.reason).kernel.MergeFromString(records[place.artifact_id])
     return reply
 
 
 async def _families(reader: Reader, request: pb.SearchKernelsRequest, pedigree: Pedigree) -> list[Members]:
     """Of which blueprints the kernels must be. Raises NotFound for a lineage's blueprint that is not here."""
     above, below, only = request.descends_from_blueprint_id, request.ancestor_of_blueprint_id, request.blueprint_id
+    if not (above or below or only):
+        return []
     found, size = [], (await reader.head()).revision + 1
     if above or below:
         await pedigree.follow(reader)

@@ -70,7 +70,8 @@ def rank(table: Columns, scope: Scope, wish: Wish, families: Collection[Members]
     scores = _scores(table, rows, wish, best)
     first = _highest(scores, wish.limit)
     places = zip(table.readings(rows[first]), scores[first].tolist(), strict=True)
-    return [Ranked(one.artifact_id, score, _reason(one, wish, best)) for one, score in places]
+    tag_lines = _TagLines(wish.preferred_tags)
+    return [Ranked(one.artifact_id, score, _reason(one, wish, best, tag_lines[one.tags])) for one, score in places]
 
 
 def unmeasured(table: Columns, scope: Scope, wish: Wish, families: Collection[Members] = ()) -> str:
@@ -153,12 +154,22 @@ def _highest(scores: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.intp
     return places[np.lexsort((places, -scores[places]))]
 
 
-def _reason(one: Readings, wish: Wish, best: _Best) -> str:
-    parts = []
-    if wish.preferred_tags:
-        has = sorted(wish.preferred_tags & one.tags)
+class _TagLines(dict[frozenset[str], list[str]]):
+    """What a reason says of preferred tags, by the set a kernel has; kernels share few sets."""
+
+    def __init__(self, preferred: frozenset[str]) -> None:
+        self._preferred = preferred
+
+    def __missing__(self, tags: frozenset[str]) -> list[str]:
+        has = sorted(self._preferred & tags)
         names = f" ({', '.join(has)})" if has else ""
-        parts.append(f"{len(has)} of {len(wish.preferred_tags)} preferred tags{names}")
+        line = f"{len(has)} of {len(self._preferred)} preferred tags{names}"
+        self[tags] = [line] if self._preferred else []
+        return self[tags]
+
+
+def _reason(one: Readings, wish: Wish, best: _Best, tag_line: list[str]) -> str:
+    parts = list(tag_line)
     if one.forward_us_p50 > 0:
         parts.append(f"forward {one.forward_us_p50:.3g} us, {one.forward_us_p50 / best.forward_us:.3g}x the fastest")
     else:

@@ -114,7 +114,10 @@ def test_library():
     found = rows("library")
     metrics = {metric for _, metric in found}
     assert metrics == {"p50_ms", "p99_ms", "first_ms"}
-    assert all(row.target == (20.0 if metric == "p99_ms" else None) for (_, metric), row in found.items())
+    asked = {case for case, _ in found if case.startswith("controller's question")}
+    assert asked == {f"controller's question, {number} at its interface" for number in (200, 1000)}
+    targets = {case: 10.0 if case in asked else 20.0 for case, _ in found}
+    assert all(row.target == (targets[case] if metric == "p99_ms" else None) for (case, metric), row in found.items())
     assert all(row.value > 0 for row in found.values())
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import psutil
 
+from esper.api.tolaria.v1 import state_pb2
 from esper.blueprint.codec import write_interface
 from esper.blueprint.interface import Interface, Kind
 from esper.rpc.client import open_channel
+from esper.runtime.assortment import needs_of
 from esper.runtime.clients import LibraryClient
+from esper.runtime.inventory import Inventory
 from esper.runtime.spec import TrainSpec
-from esper.runtime.stock import kernel_stock
 from esper.tolaria.task import Batch, Task
 from esper.tolaria.tasks import digits
 from tests.flow.local import QUICK
@@ -117,16 +119,18 @@ def stocked(runtime: Runtime, limit_s: float = 120.0, seed: int = 0) -> frozense
 
 
 async def _stocked(runtime: Runtime, limit_s: float, seed: int) -> frozenset[str]:
-    found: set[str] = set()
+    convolutions = [
+        state_pb2.SiteState(layer_kind="Conv2d", interface=write_interface(Interface(Kind.MAP2D, channels)))
+        for channels in (4, 6)  # of the digits
+    ]
     async with open_channel(runtime.contact.address, token=runtime.contact.token()) as channel:
-        library = LibraryClient(lambda: channel)
+        inventory = Inventory(LibraryClient(lambda: channel))
         async with asyncio.timeout(limit_s):
-            for channels in (4, 6):  # of the digits' convolutions
-                interface = write_interface(Interface(Kind.MAP2D, channels))
-                while (stock := await kernel_stock(library, interface, seed))[1]:
-                    await asyncio.sleep(0.1)
-                found |= {kernel.artifact_id for kernel in stock[0]}
-    return frozenset(found)
+            while True:
+                found = await inventory.look(needs_of(convolutions, seed))
+                if not any(one.being_made for one in found):
+                    return frozenset(kernel.artifact_id for one in found for kernel in one.ready)
+                await asyncio.sleep(0.1)
 
 
 def kill_workers(runtime: Runtime, pool: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from esper.api.common.v1 import interface_pb2
 from esper.api.tamiyo.v1 import controller_pb2
-from esper.api.tolaria.v1 import trainer_pb2
+from esper.api.tolaria.v1 import state_pb2, trainer_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.codec import read_interface
@@ -25,6 +25,7 @@ from esper.kasmina.nursery.worker import NurseryWorker
 from esper.kasmina.wrap import unwrap, wrap
 from esper.runtime.local import LocalLine
 from esper.tamiyo.answer import Controller
+from esper.tamiyo.codec import interface_key
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.governor import Governor
 from esper.tolaria.replay import make_run
@@ -60,10 +61,16 @@ class Shelf:
         self.titles = titles
         self.kernels: dict[str, Kernel] = {}
 
-    async def search(self, message: interface_pb2.Interface, _seed: int = 0) -> tuple[list[library_pb2.Kernel], int]:
+    async def search(
+        self, sites: Iterable[state_pb2.SiteState], _seed: int = 0
+    ) -> dict[str, tuple[list[library_pb2.Kernel], int]]:
+        interfaces = {interface_key(site.interface): site.interface for site in sites}
+        return {key: (self.fitting(interface), 0) for key, interface in interfaces.items()}
+
+    def fitting(self, message: interface_pb2.Interface) -> list[library_pb2.Kernel]:
         interface = read_interface(message)
         fitting = [title for title in self.titles if match(TEMPLATES[title].graph, interface)[0]]
-        return [self._record(title, interface, message) for title in fitting], 0
+        return [self._record(title, interface, message) for title in fitting]
 
     def kernel(self, artifact_id: str) -> Kernel:
         return self.kernels[artifact_id]

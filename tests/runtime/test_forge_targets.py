@@ -8,6 +8,7 @@ import pytest
 
 from esper.api.common.v1 import interface_pb2, operation_pb2, operation_pb2_grpc, resource_pb2
 from esper.api.tezzeret.v1 import forge_pb2, forge_pb2_grpc
+from esper.api.tolaria.v1 import state_pb2
 from esper.api.urabrask.v1 import evaluation_pb2, evaluation_pb2_grpc
 from esper.api.urza.v1 import library_pb2, library_pb2_grpc
 from esper.artifact.attest import PROMOTED, attest
@@ -19,7 +20,7 @@ from esper.errors import PreconditionFailed
 from esper.karn.templates import TEMPLATES
 from esper.rpc.client import open_channel
 from esper.runtime.clients import LibraryClient
-from esper.runtime.stock import kernel_stock
+from esper.runtime.inventory import Inventory
 from esper.tezzeret.kernels import triton_version
 from tests.requirements import require
 from tests.runtime.processes import Runtime, esper
@@ -124,7 +125,8 @@ async def test_the_choice_is_fast_until_there_is_interest_and_then_for_the_devic
     (record,) = [one for one in records if one.operation_name == answer.operation.name]
     assert (record.pipeline, record.pipeline_reason) == (answer.pipeline, answer.pipeline_reason)
     assert record.artifact_id == kernel.artifact_id
-    on_cpu, _ = await kernel_stock(LibraryClient(lambda: line.channel), ELSEWHERE, 0)
+    sites = [state_pb2.SiteState(layer_kind="Linear", interface=ELSEWHERE)]
+    [(on_cpu, _)] = (await Inventory(LibraryClient(lambda: line.channel)).of_sites(sites, 0)).values()
     assert fast.artifact_id in {one.artifact_id for one in on_cpu}
     assert {(one.target, one.pipeline) for one in on_cpu} == {(CPU, "fast")}
 

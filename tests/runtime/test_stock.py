@@ -13,15 +13,16 @@ from esper.api.urza.v1 import library_pb2 as pb
 from esper.artifact import folder as folder_module
 from esper.artifact.bundle import Artifact
 from esper.artifact.folder import read_folder, write_folder
-from esper.blueprint.codec import write_interface
 from esper.errors import Corrupt, Exhausted, NotFound, Untrusted
+from esper.karn.opportunity import Opportunity
 from esper.karn.templates import TEMPLATES
 from esper.kasmina.cache import folder_of
-from esper.runtime.assortment import Assortment
-from esper.runtime.stock import Stock, kernel_stock, lineage_of, offer_templates
+from esper.runtime.assortment import Assortment, Need
+from esper.runtime.stock import Stock, lineage_of, offer_templates
 from tests.artifact.samples import MAP, ROOTS, built, flipped, promoted
 
 KERNEL = promoted()
+NEED = Need(MAP, (Opportunity.CAPACITY,), 0, Assortment(generated=0))
 NAME = KERNEL.artifact_id
 
 
@@ -68,7 +69,7 @@ def library() -> Library:
 
 @pytest.fixture
 def stock(library: Library, tmp_path: Path) -> Stock:
-    return Stock(library, tmp_path / "kernels", ROOTS, Assortment(generated=0))
+    return Stock(library, tmp_path / "kernels", ROOTS)
 
 
 def place(stock: Stock) -> Path:
@@ -164,9 +165,8 @@ async def test_a_site_has_every_fitting_blueprint_ordered_that_has_no_kernel_yet
     async def submit(submitted):
         orders.extend(order.blueprint_id for order in submitted)
 
-    interface = write_interface(MAP)
-    await stock.order(interface, 0, submit)
-    await stock.order(interface, 0, submit)
+    await stock.order(NEED, submit)
+    await stock.order(NEED, submit)
     assert sorted(orders) == sorted(rest)
 
 
@@ -184,12 +184,11 @@ async def test_a_run_on_a_device_has_the_choice_left_to_the_forge_for_what_is_of
     async def submit(submitted):
         orders.extend((order.blueprint_id, order.pipeline, order.target) for order in submitted)
 
-    interface = write_interface(MAP)
-    await stock.order(interface, 0, submit, resource_pb2.TARGET_SM_90)
+    await stock.order(NEED, submit, resource_pb2.TARGET_SM_90)
     fast = [(name, forge_pb2.PIPELINE_FAST, resource_pb2.TARGET_CPU) for name in rest]
     assert sorted(orders) == sorted([*fast, (keen, forge_pb2.PIPELINE_AUTO, resource_pb2.TARGET_SM_90)])
     orders.clear()
-    await stock.order(interface, 0, submit)
+    await stock.order(NEED, submit)
     assert sorted(orders) == sorted(fast)  # a CPU run orders nothing of it
 
 
@@ -204,8 +203,8 @@ async def test_an_order_that_could_not_be_sent_is_sent_with_the_next_run(stock, 
         orders.extend(order.blueprint_id for order in submitted)
 
     with pytest.raises(Exhausted):
-        await stock.order(write_interface(MAP), 0, fail)
-    await stock.order(write_interface(MAP), 0, submit)
+        await stock.order(NEED, fail)
+    await stock.order(NEED, submit)
     assert len(orders) == len(TEMPLATES)
 
 
@@ -227,14 +226,3 @@ async def test_a_blueprint_comes_before_all_it_descends_from_over_pages(library,
     monkeypatch.setattr(library, "get_blueprint", get_blueprint, raising=False)
     assert await lineage_of(library, "a") == list(family.values())
     assert requests == [("a", "a", ""), ("a", "a", "1"), ("a", "a", "2")]
-
-
-async def test_blueprints_without_a_verdict_are_counted(library):
-    await offer_templates(library)
-    first, second, third, *rest = library.blueprints
-    library.ready = [pb.Kernel(artifact_id=NAME, blueprint_id=first)]
-    library.refused = [pb.Kernel(artifact_id="1" * 64, blueprint_id=second)]
-    library.blueprints[third].status = pb.BLUEPRINT_STATUS_INVALID
-    ready, open_count = await kernel_stock(library, write_interface(MAP), 0)
-    assert [kernel.artifact_id for kernel in ready] == [NAME]
-    assert open_count == len(rest)

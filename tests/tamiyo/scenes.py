@@ -12,6 +12,7 @@ from esper.api.tamiyo.v1 import controller_pb2 as pb
 from esper.api.tolaria.v1 import state_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.tamiyo.answer import Controller
+from esper.tamiyo.codec import interface_key
 from esper.tamiyo.memory import Memory, Tracked
 
 T = TypeVar("T")
@@ -255,8 +256,10 @@ def controller(
     """A controller whose library ignores what it is asked for: whatever it says must be checked."""
     kernels, summaries = list(kernels), list(summaries)
 
-    async def search(interface: interface_pb2.Interface, seed: int) -> tuple[list[library_pb2.Kernel], int]:
-        return kernels, being_made
+    async def search(
+        sites: Iterable[state_pb2.SiteState], seed: int
+    ) -> dict[str, tuple[list[library_pb2.Kernel], int]]:
+        return {interface_key(site.interface): (kernels, being_made) for site in sites}
 
     async def summarise(task_name: str) -> list[replay_pb2.Summary]:
         return summaries

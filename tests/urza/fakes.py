@@ -109,6 +109,7 @@ def artifact(
     key: str = FORGE,
     site: Interface | None = None,
     parameter_count: int = 100,
+    target: int = TARGET_CPU,
 ) -> ArtifactManifest:
     """A manifest for `files`, signed "built" by `key`."""
     site = site or interface()
@@ -121,7 +122,7 @@ def artifact(
             "element_type": site.element_type,
             "causal": site.causal,
         },
-        "target": TARGET_CPU,
+        "target": target,
         "pipeline": "fast",
         "parameter_count": parameter_count,
         "forward_flops_per_position": 12,

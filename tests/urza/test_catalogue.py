@@ -99,6 +99,16 @@ async def test_the_ledger_is_paged_oldest_first(library: CentralLibrary) -> None
     assert [entry.revision for entry in [*first.entries, *second.entries]] == [1, 2, 3, 4, 5, 6]
     assert second.page.next_token == ""
     assert second.header.revision == 6
+    late = await library.list_ledger(pb.ListLedgerRequest(after_revision=2, page=PageRequest(size=3)))
+    assert [entry.revision for entry in late.entries] == [3, 4, 5]
+    page = PageRequest(size=3, token=late.page.next_token)
+    last = await library.list_ledger(pb.ListLedgerRequest(after_revision=2, page=page))
+    assert [entry.revision for entry in last.entries] == [6]
+    with pytest.raises(InvalidRequest, match="not issued for this list"):
+        await library.list_ledger(pb.ListLedgerRequest(after_revision=3, page=page))
+    assert not (await library.list_ledger(pb.ListLedgerRequest(after_revision=6))).entries
+    with pytest.raises(InvalidRequest, match="after_revision is"):
+        await library.list_ledger(pb.ListLedgerRequest(after_revision=2**63))
     name = f"blueprints/{ids[2]}"
     only = await library.list_ledger(pb.ListLedgerRequest(resource_name=name))
     assert [(entry.revision, entry.resource_name) for entry in only.entries] == [(3, name)]

@@ -1,5 +1,6 @@
 """Families in memory: those of a drawn graph against its closure, however it came in, and however deep it is."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,34 @@ async def test_a_family_is_the_closure(edges: list[tuple[int, int]], start: int,
     await pedigree.follow(Edges(edges))
     for found, down in ((pedigree.descendants(start, 10), True), (pedigree.ancestors(start, 10), False)):
         assert {int(one) for one in found.nonzero()[0]} == closure(edges, start, down=down)
+
+
+@given(edges=FAMILIES, asked=st.lists(st.tuples(st.integers(1, 9), st.booleans(), st.integers(1, 9)), max_size=12))
+async def test_a_family_that_is_asked_for_again_is_the_closure_of_what_there_is_by_then(
+    edges: list[tuple[int, int]], asked: list[tuple[int, bool, int]]
+) -> None:
+    """Each question at a later state than the one before, about a blueprint of that state; two families are kept."""
+    pedigree, newest = Pedigree(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subject, "_MAX_FAMILIES", 2)
+        for start, down, later in asked:
+            newest = max(newest, later, start)
+            here = [edge for edge in edges if edge[0] <= newest]
+            await pedigree.follow(Edges(here))
+            found = (pedigree.descendants if down else pedigree.ancestors)(start, newest + 1)
+            assert len(found) == newest + 1
+            assert {int(one) for one in found.nonzero()[0]} == closure(here, start, down=down)
+            assert len(pedigree._families) <= 2
+
+
+async def test_a_family_that_is_asked_for_again_walks_new_edges_alone() -> None:
+    pedigree = Pedigree()
+    await pedigree.follow(Edges([(2, 1), (3, 2)]))
+    before = pedigree.descendants(1, 4)
+    pedigree._parents[0] = pedigree._parents[1] = 0  # what was walked is not looked at any more
+    await pedigree.follow(Edges([(2, 1), (3, 2), (5, 3), (6, 4)]))
+    assert pedigree.descendants(1, 7).nonzero()[0].tolist() == [1, 2, 3, 5]
+    assert before.tolist() == [False, True, True, True]  # an answer that was given stays as it was
 
 
 async def test_a_chain_of_many_generations_is_one_pass() -> None:

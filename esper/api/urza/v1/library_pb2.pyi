@@ -1758,8 +1758,11 @@ class ListLedgerRequest(google.protobuf.message.Message):
 
     PAGE_FIELD_NUMBER: builtins.int
     RESOURCE_NAME_FIELD_NUMBER: builtins.int
+    AFTER_REVISION_FIELD_NUMBER: builtins.int
     resource_name: builtins.str
     """Only entries on this resource. Empty: all."""
+    after_revision: builtins.int
+    """Only entries after this revision. 0: all."""
     @property
     def page(self) -> esper.api.common.v1.resource_pb2.PageRequest:
         """Which page."""
@@ -1769,9 +1772,10 @@ class ListLedgerRequest(google.protobuf.message.Message):
         *,
         page: esper.api.common.v1.resource_pb2.PageRequest | None = ...,
         resource_name: builtins.str = ...,
+        after_revision: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["page", b"page"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["page", b"page", "resource_name", b"resource_name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_revision", b"after_revision", "page", b"page", "resource_name", b"resource_name"]) -> None: ...
 
 global___ListLedgerRequest = ListLedgerRequest
 
