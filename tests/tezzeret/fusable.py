@@ -4,6 +4,7 @@ import torch
 
 from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.ir import CHANNELS, INPUT, ONE, Graph, Initialiser, Node, Parameter
+from tests.tezzeret.fusable_bends import MORE
 
 _DRAWN = Initialiser.LECUN_UNIFORM
 
@@ -64,4 +65,6 @@ INTERFACES = (
     Interface(Kind.MAP1D, 8, torch.float16),
     Interface(Kind.VECTOR, 9),
 )
-CASES = [(name, i) for name in GRAPHS for i in INTERFACES if name != "broadcast" or i.kind.position_dims]
+GRAPHS |= MORE
+_POOLS = ("broadcast", "spread")
+CASES = [(name, i) for name in GRAPHS for i in INTERFACES if name not in _POOLS or i.kind.position_dims]

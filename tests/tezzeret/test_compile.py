@@ -125,7 +125,7 @@ def test_another_process_in_another_folder_makes_the_same_bytes(tmp_path):
 
 def test_what_has_to_do_with_bytes_is_in_the_toolchain_and_the_request_key(monkeypatch):
     before = build(CONV3, MAP, "cpu", "fast")
-    monkeypatch.setattr(compile_module, "RECIPE", "2")
+    monkeypatch.setattr(compile_module, "RECIPE", "3")
     after = build(CONV3, MAP, "cpu", "fast")
     assert before.files == after.files
     assert before.artifact_id != after.artifact_id

@@ -33,7 +33,7 @@ async def test_nothing_is_done_where_everything_is_of_this_toolchain():
 async def test_another_toolchain_builds_again_and_the_promoted_new_one_supersedes(monkeypatch):
     async with opened() as shop:
         old = await promoted(shop, shop.library.add(CONV3))
-        monkeypatch.setattr(compiling, "RECIPE", "2")
+        monkeypatch.setattr(compiling, "RECIPE", "3")
         work = IdleWork(shop.forge, shop.library)
         await work.look()
         assert (work.given, work.superseded) == (1, 0)
@@ -45,7 +45,7 @@ async def test_another_toolchain_builds_again_and_the_promoted_new_one_supersede
         await work.look()
         assert work.superseded == 1
         assert shop.library.kernel_status(old) == "SUPERSEDED"
-        assert shop.library.kernels[old].status_reason == (f"kernels/{new} is the same blueprint by recipe 2 (not 1)")
+        assert shop.library.kernels[old].status_reason == (f"kernels/{new} is the same blueprint by recipe 3 (not 2)")
         await work.look()
         assert shop.pool.runs == ["compile"] * 2
 
@@ -76,7 +76,7 @@ async def test_what_the_forge_refuses_is_asked_for_once(monkeypatch, caplog):
         blueprint = shop.library.add(CONV3)
         await promoted(shop, blueprint)
         shop.library.blueprints[blueprint].status = library_pb2.BLUEPRINT_STATUS_ARCHIVED
-        monkeypatch.setattr(compiling, "RECIPE", "2")
+        monkeypatch.setattr(compiling, "RECIPE", "3")
         work = IdleWork(shop.forge, shop.library)
         with caplog.at_level("INFO"):
             for _ in range(3):
@@ -89,7 +89,7 @@ async def test_real_orders_end_the_look(monkeypatch):
     async with opened() as shop:
         for name in ("conv3", "wide_mlp"):
             await promoted(shop, shop.library.add(TEMPLATES[name].graph))
-        monkeypatch.setattr(compiling, "RECIPE", "2")
+        monkeypatch.setattr(compiling, "RECIPE", "3")
         shop.pool.gate = asyncio.Event()
         work = IdleWork(shop.forge, shop.library)
         look = asyncio.create_task(work.look())
@@ -106,7 +106,7 @@ async def test_a_kernel_whose_body_changed_is_passed_over(monkeypatch, caplog):
         broken = await promoted(shop, shop.library.add(CONV3))
         whole = await promoted(shop, shop.library.add(TEMPLATES["wide_mlp"].graph))
         shop.library.artifacts[broken][0].body = b"{}"
-        monkeypatch.setattr(compiling, "RECIPE", "2")
+        monkeypatch.setattr(compiling, "RECIPE", "3")
         work = IdleWork(shop.forge, shop.library)
         await work.look()
         assert work.given == 1
