@@ -15,9 +15,10 @@ def expm1(x):
 ''',
     "log1p": '''@triton.jit
 def log1p(x):
-    """log(1 + x) for x from 0 to 1; what 1 + x has lost of x, the quotient gives back (Kahan)."""
-    total = 1.0 + x
-    return tl.where(total == 1.0, x, tl.log(total) * (x / (total - 1.0)))
+    """log(1 + x) for x from 0 to 1, which is 2 atanh(x / (2 + x)), by its series: a logarithm near 1 has few digits."""
+    z = x / (2.0 + x)
+    s = z * z
+    return 2.0 * z * (1.0 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * (1 / 9 + s * (1 / 11 + s / 13))))))
 ''',
     "mish_gate": '''@triton.jit
 def mish_gate(x):

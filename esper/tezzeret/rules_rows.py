@@ -7,11 +7,11 @@ from esper.tezzeret.rule import Adjoint, Names, Rule
 
 
 def _rms_forward(n: Names) -> tuple[str, ...]:
-    x, i, eps = n.inputs[0], n.number, float(n.attributes["eps"])  # type: ignore[arg-type]
+    x, i = n.inputs[0], n.number
     affine = "".join(f" * {weight}" for weight in n.parameters)
     return (
         f"level{i} = tl.sum(tl.where(inside, {x} * {x}, 0.0), axis=1)[:, None] / {n.channels}",
-        f"scale{i} = 1.0 / tl.sqrt(level{i} + {eps!r})",
+        f"scale{i} = 1.0 / tl.sqrt(level{i} + {n.attributes['eps']!r})",
         f"unit{i} = tl.where(inside, {x}, 0.0) * scale{i}",
         f"{n.out} = unit{i}{affine}",
     )
