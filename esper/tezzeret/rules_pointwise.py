@@ -88,16 +88,17 @@ RULES: dict[str, Rule] = {
         shares("tl.where({x} <= 0, {d} * {a[alpha]!r} * tl.exp({x}), {d})"),
         ("expm1",),
     ),
-    "gelu_tanh": Rule(
+    "gelu_tanh": Rule(  # (1 + tanh(u)) / 2 is sigmoid(2 u), in fewer registers
         lines(
-            "flat{n} = tanh(0.7978845608028654 * ({x} + 0.044715 * {x} * {x} * {x}))",
-            "{o} = 0.5 * {x} * (1.0 + flat{n})",
+            "bend{n} = 1.5957691216057308 * ({x} + 0.044715 * {x} * {x} * {x})",
+            "gate{n} = sigmoid(bend{n})",
+            "{o} = {x} * gate{n}",
         ),
         shares(
-            "{d} * (0.5 * (1.0 + flat{n}) + 0.5 * {x} * (1.0 - flat{n} * flat{n}) * steep{n})",
-            before=("steep{n} = 0.7978845608028654 * (1.0 + 0.134145 * {x} * {x})",),
+            "{d} * gate{n} * (1.0 + {x} * sigmoid(-bend{n}) * steep{n})",
+            before=("steep{n} = 1.5957691216057308 * (1.0 + 0.134145 * {x} * {x})",),
         ),
-        ("tanh",),
+        ("sigmoid",),
     ),
     "hardswish": Rule(
         lines("{o} = {x} * tl.where({x} <= -3, 0.0, tl.where({x} >= 3, 6.0, {x} + 3.0)) / 6"),

@@ -34,7 +34,7 @@ ROWS = [
     [0.0, 0.0, 0.0, 0.0],
     [1e-30, -1e-30, 1e-25, 0.0],
 ]
-# their tanh ends 1 or 2 roundings, of 2^-24, from torch's
+# 1 or 2 roundings of a tanh, which are of 2^-24
 ROUNDINGS = {"tanh": 2e-7, "gelu_tanh": 4e-7}
 OLD = ("gelu", "relu", "sigmoid", "silu", "tanh")
 
