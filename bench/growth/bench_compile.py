@@ -3,12 +3,14 @@
 Every template at its first fitting interface, tokens or a map of 64 channels, in a pool of one worker. `cold`: from the
 start of a pool to the end of its first job. Per design, in an order drawn anew, fast (cpu), fast again as the A/A
 control, standard and aggressive (sm_90), and `torch.compile` of the same module with an empty cache: first forward and
-backward of a new process, without its imports. CPU time counts children.
+backward of a new process, without its imports. CPU time counts children; that of `cold` is the warm process's, from
+its start to its end, and the job's. `with_kernels`: of how many of the designs the artifact has kernels.
 """
 
 import asyncio
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.registry import Options
 from bench.row import ROOT, Row, Target, make_row
@@ -55,6 +58,14 @@ print(time.perf_counter() - began)
 """
 
 
+class Job(NamedTuple):
+    """`wall_ms` is from giving it to its answer; `has_kernels`: a kernel of its artifact is machine code."""
+
+    wall_ms: float
+    cpu_ms: float
+    has_kernels: bool
+
+
 def rows(options: Options) -> Iterator[Row]:
     titles = QUICK_TITLES if options.quick else tuple(TEMPLATES)
     yield from asyncio.run(_measured(titles, with_torch=not options.quick))
@@ -71,31 +82,35 @@ def order_of(title: str, pipeline: str) -> Order:
 
 async def _measured(titles: Sequence[str], *, with_torch: bool) -> list[Row]:
     arms = {"fast": "fast", "control": "fast", "standard": "standard", "aggressive": "aggressive"}
-    taken: dict[str, list[tuple[float, float]]] = {arm: [] for arm in arms}
+    taken: dict[str, list[Job]] = {arm: [] for arm in arms}
     found, torch_ms, rng = [], list[float](), random.Random(0)
     for pipeline in TARGETS:
-        cold_ms = await _cold_ms(titles[-1], pipeline)
-        found.append(make_row(NAME, pipeline, "cold_wall", cold_ms, "ms"))
+        wall_ms, cpu_ms = await _cold_ms(titles[-1], pipeline)
+        found.append(make_row(NAME, pipeline, "cold_wall", wall_ms, "ms"))
+        found.append(make_row(NAME, pipeline, "cold_cpu", cpu_ms, "ms"))
     pool = Pool(NAME, KINDS, size=1)
     await pool.start()
     try:
         await pool.preload("esper.tezzeret.job:warm_up_standard", None)
         for title in titles:
             for arm in rng.sample(list(arms), len(arms)):
-                taken[arm].append(await _job_ms(pool, title, arms[arm]))
+                taken[arm].append(await _job(pool, title, arms[arm]))
             if with_torch:
                 torch_ms.append(_torch_compile_ms(title))
     finally:
         await pool.stop()
-    aa = _interval([a[0] / b[0] for a, b in zip(taken["control"], taken["fast"], strict=True)])
+    aa = _interval([a.wall_ms / b.wall_ms for a, b in zip(taken["control"], taken["fast"], strict=True)])
     case = f"{len(titles)} designs"
     for pipeline, (_, target) in TARGETS.items():
-        walls, cpus = [wall for wall, _ in taken[pipeline]], [cpu for _, cpu in taken[pipeline]]
+        walls, cpus = [job.wall_ms for job in taken[pipeline]], [job.cpu_ms for job in taken[pipeline]]
         found.append(
             make_row(NAME, f"{pipeline}, {case}", "warm_wall_p50", statistics.median(walls), "ms", target=target)
         )
         found.append(make_row(NAME, f"{pipeline}, {case}", "warm_wall_max", max(walls), "ms", target=target))
         found.append(make_row(NAME, f"{pipeline}, {case}", "warm_cpu_p50", statistics.median(cpus), "ms"))
+        if pipeline != "fast":
+            made = sum(job.has_kernels for job in taken[pipeline])
+            found.append(make_row(NAME, f"{pipeline}, {case}", "with_kernels", made, "designs"))
         if torch_ms:
             ratio = statistics.median(wall / its for wall, its in zip(walls, torch_ms, strict=True))
             baseline = f"torch.compile: {statistics.median(torch_ms):.4g} ms"
@@ -110,26 +125,34 @@ def _interval(ratios: Sequence[float]) -> tuple[float, float]:
     return ordered[cut], ordered[len(ordered) - 1 - cut]
 
 
-async def _cold_ms(title: str, pipeline: str) -> float:
-    began = time.perf_counter()
+async def _cold_ms(title: str, pipeline: str) -> tuple[float, float]:
+    """(wall, CPU) time. The pool waits for its warm process alone, whose children nobody waits for."""
+    began, cpu_began_s = time.perf_counter(), _children_cpu_s()
     pool = Pool(f"{NAME}-cold", KINDS, size=1)
     await pool.start()
     try:
-        await _job_ms(pool, title, pipeline)
+        job = await _job(pool, title, pipeline)
+        wall_ms = (time.perf_counter() - began) * 1e3
     finally:
         await pool.stop()
-    return (time.perf_counter() - began) * 1e3
+    return wall_ms, (_children_cpu_s() - cpu_began_s) * 1e3 + job.cpu_ms
 
 
-async def _job_ms(pool: Pool, title: str, pipeline: str) -> tuple[float, float]:
-    """(wall time from giving the job to its answer, CPU time). Raises KernelFault where it was not compiled."""
+def _children_cpu_s() -> float:
+    """Of the processes this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+async def _job(pool: Pool, title: str, pipeline: str) -> Job:
+    """Raises KernelFault where it was not compiled."""
     began = time.perf_counter()
     reply = await pool.run("compile", codec.write_order(order_of(title, pipeline)), TIMEOUT_S)
     wall_ms = (time.perf_counter() - began) * 1e3
     record, artifact = codec.read_reply(reply)
     if artifact is None:
         raise KernelFault(f"{title}, {pipeline}: {record.failure.message}")
-    return wall_ms, record.cpu_ms
+    return Job(wall_ms, record.cpu_ms, any(name.endswith((".cubin", ".hsaco")) for name in artifact.files))
 
 
 def _torch_compile_ms(title: str) -> float:

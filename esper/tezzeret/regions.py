@@ -11,6 +11,7 @@ from esper.blueprint.plan import Plan
 from esper.blueprint.signature import Extent
 from esper.tezzeret.pairs import unpaid, why_no_pair
 from esper.tezzeret.rules import RULES
+from esper.tezzeret.unfused import UNFUSED, why_no_broadcast
 
 MOST_ROW_CHANNELS = 4096  # a program holds all channels of a position, in registers
 MOST_MAP_CHANNELS = 256  # and of several neighbouring positions, where these are neighbours in memory
@@ -39,7 +40,9 @@ def why_not(step: int, concrete: Plan) -> str:
     """Why a step, numbered from 1, cannot be in a region; empty where it can."""
     operator = concrete.form.steps[step - 1].node.operator
     if operator not in RULES:
-        return f"no rule for {operator}"
+        return f"no rule for {operator}: {UNFUSED[operator]}"
+    if operator == "broadcast" and (reason := why_no_broadcast(step, concrete)):
+        return reason
     if concrete.interface.dtype not in _DTYPES:
         return f"kernels compute in float32, which is less than {concrete.interface.dtype}"
     channels, extent = value_type(step, concrete)

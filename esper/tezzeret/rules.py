@@ -1,52 +1,14 @@
 """How each operator that can be fused is written in Triton, forward and backward. An operator not here is not fused.
 
-Values are tiles [positions, channels] in float32; `inside` marks the elements that exist. Formulas of the
-gradients are those of the functions in esper/blueprint/pointwise.py.
+What a rule is: rule.py. Why an operator has none: unfused.py. Formulas of the gradients are those of the functions in
+esper/blueprint.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
-
-
-class Names(NamedTuple):
-    """What a step's lines call its operands: `inputs` and `parameters` are tiles, `d` is the result's gradient.
-
-    A matrix has no tile: its rule reads it where it needs it.
-    """
-
-    number: int
-    inputs: tuple[str, ...]
-    parameters: tuple[str, ...]
-    channels: int
-    attributes: Mapping[str, int | float | str]
-
-    @property
-    def out(self) -> str:
-        return f"v{self.number}"
-
-    @property
-    def d(self) -> str:
-        return f"d{self.number}"
-
-
-class Adjoint(NamedTuple):
-    """`lines` first, then an expression for the share of each input and each parameter, before any sum.
-
-    That of a matrix is empty: the kernel writes factors of its gradient, the region's `kept`.
-    """
-
-    lines: tuple[str, ...]
-    inputs: tuple[str, ...]
-    parameters: tuple[str, ...] = ()
-
-
-class Rule(NamedTuple):
-    forward: Callable[[Names], tuple[str, ...]]
-    backward: Callable[[Names], Adjoint]
-    helpers: tuple[str, ...] = ()  # names in HELPERS
-
+from esper.tezzeret import rules_pointwise, rules_rows
+from esper.tezzeret.rule import Adjoint, Names, Rule, lines, shares
 
 HELPERS = {
+    **rules_pointwise.HELPERS,
     "sigmoid": """@triton.jit
 def sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
@@ -68,19 +30,6 @@ def normal(x):
 }
 
 
-def _one(line: str) -> Callable[[Names], tuple[str, ...]]:
-    """`line` with {o} the result, {x} the first input, {y} the second, {w} the first parameter."""
-    return lambda n: (line.format(o=n.out, x=n.inputs[0], y=n.inputs[-1], w=(*n.parameters, "")[0]),)
-
-
-def _shares(*inputs: str, parameters: tuple[str, ...] = (), lines: tuple[str, ...] = ()) -> Callable[[Names], Adjoint]:
-    def fill(n: Names) -> Adjoint:
-        words = {"o": n.out, "d": n.d, "x": n.inputs[0], "y": n.inputs[-1], "w": (*n.parameters, "")[0], "n": n.number}
-        return Adjoint(*(tuple(text.format(**words) for text in part) for part in (lines, inputs, parameters)))
-
-    return fill
-
-
 def _norm_forward(n: Names) -> tuple[str, ...]:
     x, i, eps = n.inputs[0], n.number, float(n.attributes["eps"])
     affine = "".join(f" {sign} {p}" for sign, p in zip("*+", n.parameters, strict=False))
@@ -96,13 +45,13 @@ def _norm_forward(n: Names) -> tuple[str, ...]:
 def _norm_backward(n: Names) -> Adjoint:
     i = n.number
     times = f" * {n.parameters[0]}" if n.parameters else ""
-    lines = (
+    before = (
         f"share{i} = tl.where(inside, {n.d}{times}, 0.0)",
         f"along{i} = tl.sum(share{i} * unit{i}, axis=1)[:, None] / {n.channels}",
         f"level{i} = tl.sum(share{i}, axis=1)[:, None] / {n.channels}",
     )
     x = f"scale{i} * (share{i} - level{i} - unit{i} * along{i})"
-    return Adjoint(lines, (x,), (f"{n.d} * unit{i}", n.d)[: len(n.parameters)])
+    return Adjoint(before, (x,), (f"{n.d} * unit{i}", n.d)[: len(n.parameters)])
 
 
 def _low_rank_forward(n: Names) -> tuple[str, ...]:
@@ -162,23 +111,25 @@ def _rounded(value: str, matrix: str) -> str:
 
 
 RULES: dict[str, Rule] = {
+    **rules_pointwise.RULES,
+    **rules_rows.RULES,
     # written so that NaN stays NaN, as in torch
-    "relu": Rule(_one("{o} = tl.where({x} <= 0, 0.0, {x})"), _shares("tl.where({x} <= 0, 0.0, {d})")),
+    "relu": Rule(lines("{o} = tl.where({x} <= 0, 0.0, {x})"), shares("tl.where({x} <= 0, 0.0, {d})")),
     "gelu": Rule(
-        _one("{o} = {x} * normal({x})"),
-        _shares("{d} * (normal({x}) + {x} * 0.3989422804014327 * tl.exp(-0.5 * {x} * {x}))"),
+        lines("{o} = {x} * normal({x})"),
+        shares("{d} * (normal({x}) + {x} * 0.3989422804014327 * tl.exp(-0.5 * {x} * {x}))"),
         ("normal",),
     ),
     "silu": Rule(
-        _one("{o} = {x} * sigmoid({x})"),
-        _shares("{d} * gate{n} * (1.0 + {x} * (1.0 - gate{n}))", lines=("gate{n} = sigmoid({x})",)),
+        lines("{o} = {x} * sigmoid({x})"),
+        shares("{d} * gate{n} * (1.0 + {x} * (1.0 - gate{n}))", before=("gate{n} = sigmoid({x})",)),
         ("sigmoid",),
     ),
-    "tanh": Rule(_one("{o} = tanh({x})"), _shares("{d} * (1.0 - {o} * {o})"), ("tanh",)),
-    "sigmoid": Rule(_one("{o} = sigmoid({x})"), _shares("{d} * {o} * (1.0 - {o})"), ("sigmoid",)),
-    "add": Rule(_one("{o} = {x} + {y}"), _shares("{d}", "{d}")),
-    "mul": Rule(_one("{o} = {x} * {y}"), _shares("{d} * {y}", "{d} * {x}")),
-    "scale": Rule(_one("{o} = {x} * {w}"), _shares("{d} * {w}", parameters=("{d} * {x}",))),
+    "tanh": Rule(lines("{o} = tanh({x})"), shares("{d} * (1.0 - {o} * {o})"), ("tanh",)),
+    "sigmoid": Rule(lines("{o} = sigmoid({x})"), shares("{d} * {o} * (1.0 - {o})"), ("sigmoid",)),
+    "add": Rule(lines("{o} = {x} + {y}"), shares("{d}", "{d}")),
+    "mul": Rule(lines("{o} = {x} * {y}"), shares("{d} * {y}", "{d} * {x}")),
+    "scale": Rule(lines("{o} = {x} * {w}"), shares("{d} * {w}", parameters=("{d} * {x}",))),
     "channel_norm": Rule(_norm_forward, _norm_backward),
     "low_rank": Rule(_low_rank_forward, _low_rank_backward),
 }

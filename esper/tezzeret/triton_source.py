@@ -11,7 +11,8 @@ import textwrap
 from esper.artifact.regions import JOINED, MAP, Outside, Region
 from esper.blueprint.plan import Plan
 from esper.tezzeret import blend_lines
-from esper.tezzeret.rules import HELPERS, RULES, Names, Rule
+from esper.tezzeret.rule import Names, Rule
+from esper.tezzeret.rules import HELPERS, RULES
 
 _DORMANT = """    # a seed that is not at work touches no memory but its state
     state = tl.load(state_ptr).to(tl.int64)

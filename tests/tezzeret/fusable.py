@@ -8,6 +8,7 @@ from esper.blueprint.interface import Interface, Kind
 from esper.blueprint.ir import CHANNELS, INPUT, ONE, Dimension, Graph, Initialiser, Node, Parameter, constant
 from esper.blueprint.plan import plan
 from esper.tezzeret.regions import find_regions
+from tests.tezzeret.fusable_bends import MORE
 
 _DRAWN = Initialiser.LECUN_UNIFORM
 
@@ -150,16 +151,18 @@ INTERFACES = (
     Interface(Kind.MAP1D, 8, torch.float16),
     Interface(Kind.VECTOR, 9),
 )
+GRAPHS |= MORE
+_POOLS = ("broadcast", "spread")
 # they differ from "pair" in ranks and matrices, which no layout changes
 _FEW = {"rank 1", "rank 16", "shared", "square"}
 CASES = [
     (name, i)
     for name in GRAPHS
     for at, i in enumerate(INTERFACES)
-    if (name != "broadcast" or i.kind.position_dims) and (name not in _FEW or at in (1, 2))
+    if (name not in _POOLS or i.kind.position_dims) and (name not in _FEW or at in (1, 2))
 ]
-# where one region makes the last value
-JOINED_CASES = [(name, i) for name, i in CASES if i in INTERFACES[:3] or name == "chain"]
+# where one region makes the last value; which operators it has beside that changes nothing of the blend
+JOINED_CASES = [(name, i) for name, i in CASES if name == "chain" or (i in INTERFACES[:3] and name not in MORE)]
 _UNARY = ("relu", "gelu", "silu", "tanh", "sigmoid", "scale", "channel_norm", "linear")
 
 

@@ -107,7 +107,7 @@ def test_the_steps_around_a_pair_that_does_not_pay_are_drawn_without_it():
         Node("level", "linear", (INPUT,), ("one",), (("out", ONE),)),
         Node("one", "add", (INPUT, "level")),
         Node("two", "silu", ("one",)),
-        Node("elsewhere", "softmax", ("two",)),
+        Node("elsewhere", "local_mean", ("two",), (), (("kernel", 3),)),
         pair("pair", "elsewhere"),
         Node("sum", "add", ("pair", "two")),
         Node("out", "tanh", ("sum",)),

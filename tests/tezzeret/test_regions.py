@@ -16,6 +16,7 @@ from esper.karn.templates import TEMPLATES
 from esper.tezzeret.pairs import unpaid
 from esper.tezzeret.regions import MOST_MAP_CHANNELS, MOST_ROW_CHANNELS, find_regions, why_not
 from esper.tezzeret.rules import RULES
+from esper.tezzeret.unfused import UNFUSED
 from tests.blueprint.strategies import graphs, interfaces
 from tests.tezzeret.fusable import AROUND, BROADCAST, CHAIN
 
@@ -105,7 +106,7 @@ def test_a_chain_is_one_region_and_a_detour_splits_it():
     regions, reasons = find_regions(concrete)
     operators = [[concrete.form.steps[s - 1].node.operator for s in region.steps] for region in regions]
     assert operators == [["scale", "relu"], ["add", "silu"]]
-    assert list(reasons.values()) == ["no rule for linear"]
+    assert list(reasons.values()) == ["no rule for linear: a product with a matrix is torch's"]
 
 
 def test_what_is_broadcast_is_read_from_outside():
@@ -129,7 +130,7 @@ def test_every_operator_has_a_rule_or_a_reason(operator):
                 concrete = plan(template.graph, interface)
                 steps = [at for at, s in enumerate(concrete.form.steps, 1) if s.node.operator == operator]
                 seen += [why_not(at, concrete) for at in steps]
-    assert set(seen) <= ({""} if operator in RULES else {f"no rule for {operator}"})
+    assert set(seen) <= ({""} if operator in RULES else {f"no rule for {operator}: {UNFUSED[operator]}"})
 
 
 def test_rules_are_for_operators_that_there_are():
