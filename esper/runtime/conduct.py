@@ -18,6 +18,7 @@ from esper.errors import EsperError, NotFound, Unavailable
 from esper.oona.envelope import Sender
 from esper.oona.subjects import Name
 from esper.rpc.client import open_channel
+from esper.runtime.began import take_back, way_on
 from esper.runtime.clients import NurseryClient
 from esper.runtime.controls import control_jobs, count_ends, summarise
 from esper.runtime.home import Home
@@ -43,19 +44,26 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     task = load_task(spec.task, spec.arguments, spec.import_paths)
     settings = spec.growth_settings(task.growth)
     spec.budget_settings()
-    home = Home(Path(spec.home))
-    file = spec.write()
-    contact, runtime = find_or_start_runtime(home)
+    spec.refuse_taken()
+    runtime = find_or_start_runtime(Home(Path(spec.home)))
     trainer = None
     try:
-        trainer = start_trainer(file)
+        trainer = start_trainer(spec.write())
+        contact = runtime.contact
         asyncio.run(_accompany(spec, settings, contact.address, contact.token(), trainer, live, controls))
     except asyncio.CancelledError:  # by the second Ctrl-C
         raise KeyboardInterrupt from None
+    except EsperError as error:
+        if runtime.is_there():
+            raise
+        if trainer is not None:
+            trainer.stop()
+        raise Unavailable(f"{runtime.loss()}, and training with it; {way_on(spec)}") from error
     finally:
-        for child in (trainer, runtime):
-            if child is not None:
-                child.stop()
+        if trainer is not None:
+            trainer.stop()
+        take_back(spec)
+        runtime.leave()
     return 0
 
 
@@ -70,7 +78,7 @@ async def _accompany(
 ) -> None:
     _pass_on_interrupts(trainer)
     async with open_channel(address, token=token) as channel:
-        following = Following(spec.run_id, channel, trainer)
+        following = Following(spec, channel, trainer)
 
         async def conclude() -> None:
             await following.ended.wait()
@@ -101,7 +109,7 @@ def _pass_on_interrupts(trainer: Child) -> None:
 class Following:
     """A run's events as they come, and whether its training process has ended."""
 
-    run_id: str
+    spec: TrainSpec
     channel: grpc.aio.Channel
     trainer: Child
     heard: list[observability_pb2.RunEvent] = field(default_factory=list)
@@ -127,7 +135,7 @@ class Following:
 
     async def _read(self) -> None:
         stub: Any = observability_pb2_grpc.ObservabilityServiceStub(self.channel)
-        request = observability_pb2.WatchRunRequest(run_id=self.run_id)
+        request = observability_pb2.WatchRunRequest(run_id=self.spec.run_id)
         while True:
             try:
                 async for reply in stub.WatchRun(request):
@@ -146,8 +154,8 @@ class Following:
             return
         await asyncio.sleep(0.0 if not self.heard else 1.0)  # its goodbye may be on its way
         raise Unavailable(
-            f"training of run {self.run_id} ended with {self.trainer.process.returncode}; go on from its newest "
-            f"checkpoint: esper train --resume {self.run_id}\nthe end of {self.trainer.log}:\n{self.trainer.tail()}"
+            f"training of run {self.spec.run_id} ended with {self.trainer.process.returncode}; {way_on(self.spec)}\n"
+            f"the end of {self.trainer.log}:\n{self.trainer.tail()}"
         )
 
 
