@@ -94,7 +94,7 @@ def attach(
     esper.Task of a notebook's, is tried inside the session's calls, on every `shadow_every_steps`-th step
     (docs/notebook.md); a warning says so. `runtime`: the folder of a running
     runtime (`esper up --home`); None: that of ".esper", started where none runs. One that a run
-    started ends with the last process that uses it. `growth` and `budget`: settings by name.
+    started ends with the last process that is attached to it. `growth` and `budget`: settings by name.
     `resume`: go on from the newest checkpoint of `run_id`.
 
     Under a process group of several ranks every rank calls it alike, with a model that it then wraps in

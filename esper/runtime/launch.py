@@ -161,5 +161,5 @@ def _overdue(home: Home) -> str:
 
 
 def start_trainer(spec_file: Path) -> Child:
-    """Train a spec in a process of its own."""
+    """Train a spec in a process of its own. It dies with the thread that starts it: call this from the main one."""
     return Child(["-m", "esper.runtime.trainer", str(spec_file)], spec_file.parent / LOG)
