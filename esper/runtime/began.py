@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from esper.runtime.spec import SPEC, TrainSpec
+from esper.runtime.spec import RUNS, SPEC, TrainSpec
 
-LOG = "trainer.log"
+# What is in a run's folder once training has said or written anything; the start alone leaves the spec and a log.
+_MARKS = ("events.jsonl", "journal.jsonl", "spool", "checkpoints")
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether training wrote or said anything: the start alone leaves the spec and the log."""
-    return folder.is_dir() and any(path.name not in (SPEC, LOG) for path in folder.iterdir())
+    """Whether training in a run's folder said or wrote anything."""
+    return any((folder / name).exists() for name in _MARKS)
 
 
 def take_back(spec: TrainSpec) -> None:
@@ -19,11 +20,11 @@ def take_back(spec: TrainSpec) -> None:
         (folder / SPEC).unlink(missing_ok=True)
 
 
-def way_on(spec: TrainSpec) -> str:
-    """What to do about a run that ended before its end."""
-    folder = Path(spec.directory)
+def way_on(folder: Path) -> str:
+    """What to do about the run of a folder that ended before its end."""
     if any((folder / "checkpoints").glob("step-*/manifest.json")):
-        return f"go on from its newest checkpoint: esper train --resume {spec.run_id}"
+        name = folder.name if folder.parent == RUNS else folder
+        return f"go on from its newest checkpoint: esper train --resume {name}"
     if has_begun(folder):
         return "it has no checkpoint yet, so it cannot go on: start it anew under another run id"
     return "it had not begun: start it again"

@@ -58,7 +58,7 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
             raise
         if trainer is not None:
             trainer.stop()
-        raise Unavailable(f"{runtime.loss()}, and training with it; {way_on(spec)}") from error
+        raise Unavailable(f"{runtime.loss()}, and training with it; {way_on(Path(spec.directory))}") from error
     finally:
         if trainer is not None:
             trainer.stop()
@@ -78,7 +78,7 @@ async def _accompany(
 ) -> None:
     _pass_on_interrupts(trainer)
     async with open_channel(address, token=token) as channel:
-        following = Following(spec, channel, trainer)
+        following = Following(spec.run_id, channel, trainer)
 
         async def conclude() -> None:
             await following.ended.wait()
@@ -109,7 +109,7 @@ def _pass_on_interrupts(trainer: Child) -> None:
 class Following:
     """A run's events as they come, and whether its training process has ended."""
 
-    spec: TrainSpec
+    run_id: str
     channel: grpc.aio.Channel
     trainer: Child
     heard: list[observability_pb2.RunEvent] = field(default_factory=list)
@@ -135,7 +135,7 @@ class Following:
 
     async def _read(self) -> None:
         stub: Any = observability_pb2_grpc.ObservabilityServiceStub(self.channel)
-        request = observability_pb2.WatchRunRequest(run_id=self.spec.run_id)
+        request = observability_pb2.WatchRunRequest(run_id=self.run_id)
         while True:
             try:
                 async for reply in stub.WatchRun(request):
@@ -154,8 +154,8 @@ class Following:
             return
         await asyncio.sleep(0.0 if not self.heard else 1.0)  # its goodbye may be on its way
         raise Unavailable(
-            f"training of run {self.spec.run_id} ended with {self.trainer.process.returncode}; {way_on(self.spec)}\n"
-            f"the end of {self.trainer.log}:\n{self.trainer.tail()}"
+            f"training of run {self.run_id} ended with {self.trainer.process.returncode}; "
+            f"{way_on(self.trainer.log.parent)}\nthe end of {self.trainer.log}:\n{self.trainer.tail()}"
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper.errors import Conflict, NotFound, Unavailable
-from esper.runtime.began import LOG
 from esper.runtime.home import Contact, Home
 from esper.runtime.use import Use
 
@@ -162,4 +161,4 @@ def _overdue(home: Home) -> str:
 
 def start_trainer(spec_file: Path) -> Child:
     """Train a spec in a process of its own. It dies with the thread that starts it: call this from the main one."""
-    return Child(["-m", "esper.runtime.trainer", str(spec_file)], spec_file.parent / LOG)
+    return Child(["-m", "esper.runtime.trainer", str(spec_file)], spec_file.parent / "trainer.log")

@@ -1,5 +1,7 @@
 """A start that fails leaves its run id free; what is advised can be followed."""
 
+from pathlib import Path
+
 import pytest
 
 from esper.errors import InvalidConfig, Unavailable
@@ -23,7 +25,7 @@ def folder(spec, tmp_path):
 
 def test_a_start_that_failed_is_taken_back_and_its_log_stays(spec, folder):
     assert not has_begun(folder)
-    assert way_on(spec) == "it had not begun: start it again"
+    assert way_on(folder) == "it had not begun: start it again"
     take_back(spec)
     assert [path.name for path in folder.iterdir()] == ["trainer.log"]
     spec.refuse_taken()
@@ -37,14 +39,18 @@ def test_a_run_that_began_is_not_taken_back_and_without_a_checkpoint_nobody_is_t
     take_back(spec)
     with pytest.raises(InvalidConfig, match="holds a run; choose another run id"):
         spec.write()
-    assert way_on(spec) == "it has no checkpoint yet, so it cannot go on: start it anew under another run id"
+    assert way_on(folder) == "it has no checkpoint yet, so it cannot go on: start it anew under another run id"
 
 
-def test_a_run_with_a_checkpoint_can_go_on(spec, folder):
+def test_a_run_with_a_checkpoint_can_go_on_by_the_name_by_which_it_is_found(folder, tmp_path, monkeypatch):
     checkpoint = folder / "checkpoints" / "step-000000010"
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text("{}")
-    assert way_on(spec) == "go on from its newest checkpoint: esper train --resume r"
+    assert way_on(folder) == f"go on from its newest checkpoint: esper train --resume {folder}"
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    folder.rename(tmp_path / "runs" / "r")
+    assert way_on(Path("runs/r")) == "go on from its newest checkpoint: esper train --resume r"
 
 
 def test_a_run_that_was_to_go_on_keeps_its_spec(spec, folder):
