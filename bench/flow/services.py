@@ -95,13 +95,12 @@ def runtime() -> Iterator[Runtime]:
     """Start all services with nothing in their library; they and their folder are gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="esper-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        contact, child = find_or_start_runtime(Home(folder / "home"))
-        assert child is not None  # the folder is new
+        used = find_or_start_runtime(Home(folder / "home"))
         try:
-            asyncio.run(_templates_are_offered(contact))
-            yield Runtime(folder, contact)
+            asyncio.run(_templates_are_offered(used.contact))
+            yield Runtime(folder, used.contact)
         finally:
-            child.stop()
+            used.leave()
 
 
 async def _templates_are_offered(contact: Contact) -> None:

@@ -24,6 +24,9 @@ COMPONENTS = (
 
 def add(commands: Any) -> None:
     up = commands.add_parser("up", help="start the runtime: broker and all services, without training")
+    up.add_argument(
+        "--while-used", action="store_true", help="stop when the last run that uses it has ended, or if none comes"
+    )
     _common(up)
     up.set_defaults(do=run_up)
     serve = commands.add_parser("serve", help="run one service alone")
@@ -68,6 +71,7 @@ def run_up(options: argparse.Namespace) -> int:
         workers=options.workers,
         metrics=options.metrics,
         forge_targets=_names(options.forge_targets),
+        while_used=options.while_used,
     )
     return asyncio.run(serve(settings))
 

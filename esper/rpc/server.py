@@ -1,6 +1,8 @@
 """A grpc.aio server with what every service has: health, reflection, channelz, limits, a graceful stop."""
 
 import asyncio
+import errno
+import socket
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -116,11 +118,26 @@ class Server:
                 return self._server.add_insecure_port(address)
             return self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
-            port = address.rpartition(":")[2]
-            raise errors.Unavailable(
-                f"cannot listen on {address}: port {port} is in use or not ours to bind; "
-                "stop the process that holds it, or choose another port (0 takes a free one)"
-            ) from error
+            raise errors.Unavailable(f"cannot listen on {address}: {why_not_bound(address)}") from error
+
+
+def why_not_bound(address: str) -> str:
+    """Why HOST:PORT cannot be listened on, and the way out. gRPC tells a log and not its caller."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, ValueError) as error:
+        return f"{host} is no address ({error}); choose one of this machine's, e.g. 127.0.0.1"
+    with socket.socket(found[0], found[1]) as tried:
+        try:
+            tried.bind(found[4])
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                return f"{host} is not an address of this machine; choose one that is, e.g. 127.0.0.1"
+    return (
+        f"port {port} is in use or not ours to bind; stop the process that holds it, or choose another port "
+        "(0 takes a free one)"
+    )
 
 
 async def serve_until(server: Server, stop: asyncio.Event, grace_s: float = 5.0) -> None:

@@ -21,7 +21,7 @@ from esper.nissa.sink import AskAncestry, RunSink
 from esper.runtime.attach import Plan, hello_of, make_run, open_session, warning
 from esper.runtime.components import Components
 from esper.runtime.controls import control_jobs, count_ends, summarise
-from esper.runtime.home import Home
+from esper.runtime.home import KEEPERS, Home
 from esper.runtime.platform import now
 from esper.runtime.runs import check_resumable, read_run
 from esper.runtime.spec import TrainSpec
@@ -55,10 +55,11 @@ def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     hello = hello_of(handle, plan)
     with ExitStack() as stack:
         home = Home(Path(spec.home))
-        stack.enter_context(home.held())
-        spec.write()
+        stack.enter_context(home.held("runtime", *KEEPERS, serves=False))
+        spec.refuse_taken()
         components = stack.enter_context(Components(home))
         components.make_kernels(hello.sites, hello.random_seed)
+        spec.write()  # what can be wrong with the start is known by now
         recording = stack.enter_context(Recording(plan.directory, live, components.ancestry))
         passed_over: list[str] = []
         store = CheckpointStore(plan.directory / "checkpoints", warn=passed_over.append)

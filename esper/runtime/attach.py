@@ -29,7 +29,7 @@ from esper.kasmina.regrow import device_of
 from esper.runtime.clients import LibraryClient
 from esper.runtime.courier import MAX_NOTE, START_S, Courier, LoadKernel
 from esper.runtime.home import DEFAULT, Contact, Home
-from esper.runtime.launch import Child, find_or_start_runtime
+from esper.runtime.launch import UsedRuntime, find_or_start_runtime, use_runtime
 from esper.runtime.loads import load_over
 from esper.runtime.rank_attach import Tie, not_at_hand, roots_of, share_spool, tie_of
 from esper.runtime.stock import LONGEST_WAIT_S
@@ -93,8 +93,8 @@ def attach(
     without it nothing can be tried, so nothing grows. A task that no worker can import, such as an
     esper.Task of a notebook's, is tried inside the session's calls, on every `shadow_every_steps`-th step
     (docs/notebook.md); a warning says so. `runtime`: the folder of a running
-    runtime (`esper up --home`); None: that of ".esper", started for as long as this process
-    lives where none runs. `growth` and `budget`: settings by name.
+    runtime (`esper up --home`); None: that of ".esper", started where none runs. One that a run
+    started ends with the last process that is attached to it. `growth` and `budget`: settings by name.
     `resume`: go on from the newest checkpoint of `run_id`.
 
     Under a process group of several ranks every rank calls it alike, with a model that it then wraps in
@@ -133,8 +133,10 @@ def attach(
     if session.run.shadow is not None:
         warnings.warn(session.run.shadow.notice, stacklevel=2)
         session.run.post_note("warning", session.run.shadow.notice)
-    if tie.child is not None:
-        atexit.register(_stop, tie.child, session)
+    if tie.used is not None:
+        # a process that hands its own contact on uses that runtime too, and sees to the report
+        reports = tie.used.contact.while_used and not isinstance(runtime, Contact)
+        atexit.register(_leave, tie.used, session if reports else None)
     return session
 
 
@@ -156,8 +158,12 @@ def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume:
         hello.resumed = True
         hello.last_command_sequence = checkpoint[0].last_command_sequence
     folder.mkdir(parents=True, exist_ok=True)
-    contact, child = _contact(runtime)  # what can be wrong with the arguments is known by now
-    courier, loader = _connect(contact, hello)
+    used = _use(runtime)  # what can be wrong with the arguments is known by now
+    try:
+        courier, loader = _connect(used.contact, hello)
+    except BaseException:
+        used.leave()
+        raise
     assert courier.welcome is not None
     for text in passed_over:
         courier.post(functools.partial(warning, text))
@@ -168,7 +174,7 @@ def _tie(handle: ModelHandle, plan: Plan, runtime: str | Contact | None, resume:
         welcome=courier.welcome,
         directory=folder,
         checkpoint=checkpoint,
-        child=child,
+        used=used,
     )
 
 
@@ -177,12 +183,10 @@ def warning(text: str) -> trainer_pb2.AttachRequest:
     return trainer_pb2.AttachRequest(note=trainer_pb2.Note(level="warning", source="tolaria", text=text[:MAX_NOTE]))
 
 
-def _contact(runtime: str | Contact | None) -> tuple[Contact, Child | None]:
-    if isinstance(runtime, Contact):
-        return runtime, None
-    if runtime is not None:
-        return Home(Path(runtime)).contact(), None
-    return find_or_start_runtime(Home(DEFAULT))
+def _use(runtime: str | Contact | None) -> UsedRuntime:
+    if runtime is None:
+        return find_or_start_runtime(Home(DEFAULT))
+    return use_runtime(runtime if isinstance(runtime, Contact) else Home(Path(runtime)).contact())
 
 
 def _connect(contact: Contact, hello: trainer_pb2.Hello) -> tuple[Courier, KernelLoader]:
@@ -195,12 +199,13 @@ def _connect(contact: Contact, hello: trainer_pb2.Hello) -> tuple[Courier, Kerne
     return courier, loader
 
 
-def _stop(child: Child, session: Session) -> None:
-    """The runtime that was started here goes with this process, after it has written the report of a run that ended."""
-    report, deadline = session.run.directory / REPORT, time.monotonic() + LONGEST_REPORT_S
-    while session.ended and child.running and not report.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.stop()
+def _leave(used: UsedRuntime, session: Session | None) -> None:
+    """Use the runtime no longer; one that may end for it writes the report of a run that ended first."""
+    if session is not None and session.ended:
+        report, deadline = session.run.directory / REPORT, time.monotonic() + LONGEST_REPORT_S
+        while used.is_there() and not report.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    used.leave()
 
 
 @dataclass(frozen=True)

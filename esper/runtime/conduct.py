@@ -18,6 +18,7 @@ from esper.errors import EsperError, NotFound, Unavailable
 from esper.oona.envelope import Sender
 from esper.oona.subjects import Name
 from esper.rpc.client import open_channel
+from esper.runtime.began import take_back, way_on
 from esper.runtime.clients import NurseryClient
 from esper.runtime.controls import control_jobs, count_ends, summarise
 from esper.runtime.home import Home
@@ -46,19 +47,26 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
         check_resumable(read_run(Path(spec.directory)), spec.steps or task.steps)
     settings = spec.growth_settings(task.growth)
     spec.budget_settings()
-    home = Home(Path(spec.home))
-    file = spec.write()
-    contact, runtime = find_or_start_runtime(home)
+    spec.refuse_taken()
+    runtime = find_or_start_runtime(Home(Path(spec.home)))
     trainer = None
     try:
-        trainer = start_trainer(file)
+        trainer = start_trainer(spec.write())
+        contact = runtime.contact
         asyncio.run(_accompany(spec, settings, contact.address, contact.token(), trainer, live, controls))
     except asyncio.CancelledError:  # by the second Ctrl-C
         raise KeyboardInterrupt from None
+    except EsperError as error:
+        if runtime.is_there():
+            raise
+        if trainer is not None:
+            trainer.stop()
+        raise Unavailable(f"{runtime.loss()}, and training with it; {way_on(Path(spec.directory))}") from error
     finally:
-        for child in (trainer, runtime):
-            if child is not None:
-                child.stop()
+        if trainer is not None:
+            trainer.stop()
+        take_back(spec)
+        runtime.leave()
     return 0
 
 
@@ -166,8 +174,8 @@ class Following:
             return
         await asyncio.sleep(0.0 if not self.heard else 1.0)  # its goodbye may be on its way
         raise Unavailable(
-            f"training of run {self.run_id} ended with {self.trainer.process.returncode}; go on from its newest "
-            f"checkpoint: esper train --resume {self.run_id}\nthe end of {self.trainer.log}:\n{self.trainer.tail()}"
+            f"training of run {self.run_id} ended with {self.trainer.process.returncode}; "
+            f"{way_on(self.trainer.log.parent)}\nthe end of {self.trainer.log}:\n{self.trainer.tail()}"
         )
 
 

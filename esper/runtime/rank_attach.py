@@ -21,7 +21,7 @@ from esper.kasmina.cache import KernelCache
 from esper.kasmina.handle import KernelSource
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import KernelLoader
-from esper.runtime.launch import Child
+from esper.runtime.launch import UsedRuntime
 from esper.runtime.rank_line import RankLine
 from esper.tolaria.journal import NAME
 from esper.tolaria.line import Line
@@ -42,7 +42,7 @@ class Tie:
     welcome: trainer_pb2.Welcome
     directory: Path
     checkpoint: tuple[trainer_pb2.CheckpointManifest, Path] | None = None
-    child: Child | None = None  # a runtime that was started for this run
+    used: UsedRuntime | None = None  # where this process is the one that uses it
 
 
 def tie_of(ranks: Ranks | None, make: Callable[[], Tie]) -> Tie:

@@ -23,18 +23,19 @@ from esper.oona.connection import Address
 from esper.oona.jetstream import JetStreamBus
 from esper.rpc.server import Server
 from esper.runtime.cores import usual_workers
-from esper.runtime.home import Contact, Home
+from esper.runtime.home import KEEPERS, Contact, Home
 from esper.runtime.observe import build_nissa
 from esper.runtime.platform import Platform, trust_of
 from esper.runtime.services import BUILDERS
 from esper.runtime.targets import default_targets
-from esper.runtime.warm import die_with_parent
+from esper.runtime.use import Use
 from esper.tezzeret.available import check_targets
 
 log = logging.getLogger(__name__)
 
 COMPONENTS = (*BUILDERS, "nissa")
 BROKER_CHECK_S = 0.2
+USED_CHECK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class ServeOptions:
     `workers`: jobs at a time of forge, evaluator and nursery. `peers`: where other components listen.
     `broker`: "" starts one as a child. `metrics`: HOST:PORT for Prometheus to scrape, "" for none.
     `unsafe_no_jail`: urabrask alone evaluates without isolation, and promotes nothing. `forge_targets`: what tezzeret
-    makes kernels for; empty stands for the CPU and this machine's devices.
+    makes kernels for; empty stands for the CPU and this machine's devices. `while_used`: stop when the last run that
+    uses the runtime has ended.
     """
 
     home: Path = Path(".esper")
@@ -56,6 +58,7 @@ class ServeOptions:
     metrics: str = ""
     unsafe_no_jail: bool = False
     forge_targets: tuple[str, ...] = ()
+    while_used: bool = False
 
     def __post_init__(self) -> None:
         if _port_of(self.address) is None:
@@ -66,6 +69,11 @@ class ServeOptions:
             raise InvalidConfig(
                 f"--unsafe-no-jail is for `esper serve urabrask` alone, got it for {', '.join(self.components)}; "
                 "an evaluator without isolation promotes nothing, so a runtime with it would never grow"
+            )
+        if self.metrics and ("nissa" not in self.components or _port_of(self.metrics) is None):
+            raise InvalidConfig(
+                f"--metrics must be HOST:PORT, with a port below 65536, of a process that serves nissa, got "
+                f"{self.metrics!r}"
             )
         check_targets(self.forge_targets)
         if self.forge_targets and "tezzeret" not in self.components:
@@ -87,14 +95,16 @@ async def serve(options: ServeOptions, *, say: Callable[[str], None] = print) ->
     """
     home = Home(options.home)
     torch.set_num_threads(1)  # what the components compute must not take the cores that training has
-    if os.environ.get("ESPER_PARENT"):
-        die_with_parent()
     stopping = _stop_event()
     part = "runtime" if len(options.components) > 1 else options.components[0]
-    with home.held(part):
+    kept = [name for name in options.components if name in KEEPERS and name != part]
+    # the use goes last: who finds it free again finds the home free too
+    with contextlib.closing(Use(home)) as use, home.held(part, *kept):
         async with AsyncExitStack() as stack:
+            if options.while_used:
+                stack.callback(asyncio.create_task(_stop_unused(use, stopping)).cancel)
             platform = await _start(options, home, stack)
-            contact = _contact(platform, home)
+            contact = _contact(platform, home, options.while_used)
             if part == "runtime":
                 home.publish(contact)
                 stack.callback(home.withdraw)
@@ -125,7 +135,7 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
         unsafe_no_jail=options.unsafe_no_jail,
         forge_targets=_forge_targets(options),
     )
-    if options.metrics:
+    if options.metrics and metrics is not None:
         stack.callback(_expose(options.metrics, metrics))
     platform.broker_url = address.url
     if broker is not None:
@@ -140,6 +150,13 @@ async def _start(options: ServeOptions, home: Home, stack: AsyncExitStack) -> Pl
     platform.start_tasks()
     await platform.ready()
     return platform
+
+
+async def _stop_unused(use: Use, stopping: asyncio.Event) -> None:
+    while not use.alone():
+        await asyncio.sleep(USED_CHECK_S)
+    log.info("nobody uses this runtime any more; it ends")
+    stopping.set()
 
 
 def _forge_targets(options: ServeOptions) -> tuple[str, ...]:
@@ -197,21 +214,20 @@ def _read_broker(url: str) -> Address:
     return Address(f"nats://{host}", token=token or None)
 
 
-def _expose(address: str, metrics: Metrics | None) -> Callable[[], None]:
+def _expose(address: str, metrics: Metrics) -> Callable[[], None]:
     """Serve metrics over HTTP; returns what ends it."""
     host, _, port = address.rpartition(":")
-    if metrics is None or not host or not port.isdigit():
-        raise InvalidConfig(f"--metrics must be HOST:PORT of a process that serves nissa, got {address!r}")
     return metrics.expose(int(port), host)[1]
 
 
-def _contact(platform: Platform, home: Home) -> Contact:
+def _contact(platform: Platform, home: Home, while_used: bool) -> Contact:
     return Contact(
         address=platform.address,
         token_file=str(home.token_file.absolute()),
         pid=os.getpid(),
         broker=platform.broker_url,
         version=version("esper"),
+        while_used=while_used,
     )
 
 

@@ -14,6 +14,7 @@ from esper.errors import InvalidConfig
 from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, refuse_unknown
 
 RUNS = Path("runs")
+SPEC = "spec.json"
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -60,16 +61,29 @@ class TrainSpec:
         run_id = self.run_id or f"{prefix}-{secrets.token_hex(3)}"
         return dataclasses.replace(self, run_id=run_id, directory=self.directory or str(RUNS / run_id))
 
-    def write(self) -> Path:
-        """Save as `spec.json` in the run's directory. Raises InvalidConfig where it holds a run that is not resumed."""
+    def refuse_taken(self) -> None:
+        """Raises InvalidConfig where the run's directory holds a run that is not resumed."""
         folder = Path(self.directory)
-        path = folder / "spec.json"
-        if path.exists() and not self.resume:
+        if (folder / SPEC).exists() and not self.resume:
             raise InvalidConfig(
                 f"{folder} holds a run; choose another run id, or go on with it: --resume {self.run_id}"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+
+    def write(self) -> Path:
+        """Save as `spec.json` in the run's directory.
+
+        Raises InvalidConfig where it holds a run that is not resumed, or cannot be written.
+        """
+        self.refuse_taken()
+        path = Path(self.directory) / SPEC
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        except OSError as error:
+            raise InvalidConfig(
+                f"the run cannot be kept in {self.directory}: {error.filename}: {error.strerror}; start it where you "
+                "may write, or name a `directory` in a YAML file"
+            ) from error
         return path
 
 

@@ -144,6 +144,8 @@ def test_a_mistake_in_a_settings_file_is_named(refused, tmp_path, text, words):
         (("--forge-targets", "cpu,sm90"), ("'sm90' is no target", "the nearest is sm_90", "cpu, sm_80, sm_90, sm_100")),
         (("--forge-targets", ","), ("'' is no target",)),
         (("--workers", "0"), ("--workers must be >= 1",)),
+        (("--metrics", "127.0.0.1:99999"), ("--metrics must be HOST:PORT", "below 65536", "nissa", "99999")),
+        (("--metrics", "9100"), ("--metrics must be HOST:PORT", "9100")),
     ],
     ids=str,
 )
@@ -153,6 +155,15 @@ def test_a_mistake_in_a_settings_file_is_named(refused, tmp_path, text, words):
 def test_a_wrong_option_of_a_server_is_named(refused, command, arguments, words):
     err = refused(*command, *arguments)
     assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(
+    "command", [("up",), ("serve", "urza", "--broker", "nats://x@127.0.0.1:1")], ids=lambda c: c[0]
+)
+def test_a_file_is_no_home(refused, tmp_path, command):
+    tmp_path.joinpath("file").write_text("")
+    err = refused(*command, "--home", "file")
+    assert "file cannot be the folder of a runtime: a file is in the way" in err and "--home" in err
 
 
 @pytest.mark.parametrize(

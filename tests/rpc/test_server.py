@@ -67,6 +67,20 @@ async def test_a_port_in_use_is_refused_by_number(stubs):
         await second.start(f"127.0.0.1:{stubs.port}")
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("203.0.113.1:0", "203.0.113.1 is not an address of this machine; choose one that is, e.g. 127.0.0.1"),
+        ("no.such.host.invalid:0", r"no.such.host.invalid is no address \(.*\); choose one of this machine's"),
+    ],
+    ids=["elsewhere", "unknown"],
+)
+async def test_an_address_that_is_not_ours_is_refused_by_host(address, words):
+    with pytest.raises(errors.Unavailable, match=f"cannot listen on {address}: {words}") as refusal:
+        await Server(tokens=None).start(address)
+    assert "in use" not in str(refusal.value)
+
+
 async def test_an_oversize_request_is_exhausted_on_both_sides(script):
     script.unary = answering(bus_pb2.PublishResponse())
     small = ServerOptions(max_message_bytes=64 * 1024)

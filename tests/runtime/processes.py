@@ -32,7 +32,7 @@ class Esper:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.output = folder / f"{arguments[0].replace('/', '-')}-{time.monotonic_ns()}.out"
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ESPER_PARENT")}
+        environment = dict(os.environ)
         environment["PYTHONPATH"] = str(ROOT)
         environment["PYTHONUNBUFFERED"] = "1"
         with self.output.open("wb") as output:

@@ -13,9 +13,10 @@ from esper.api.urza.v1 import library_pb2, library_pb2_grpc
 from esper.blueprint.canonical import blueprint_id
 from esper.blueprint.codec import write_interface
 from esper.blueprint.interface import Interface, Kind
-from esper.errors import Unauthenticated
+from esper.errors import Conflict, Unauthenticated
 from esper.karn.templates import TEMPLATES
 from esper.rpc.client import open_channel
+from esper.runtime.home import KEEPERS, Home
 from tests.runtime.processes import Esper, Runtime, esper, gone, until
 
 ORDER = forge_pb2.CreateCompilationRequest(
@@ -76,6 +77,22 @@ def test_it_is_one_of_its_kind_on_a_home_and_does_not_claim_to_be_the_runtime(ru
     assert again.returncode == 1
     assert "another process runs the tezzeret of" in again.stderr
     assert runtime.contact.pid == runtime.pid
+
+
+@pytest.mark.parametrize("component", KEEPERS)
+def test_what_the_runtime_keeps_in_its_home_is_served_by_no_other(runtime, component):
+    with pytest.raises(Conflict, match=rf"another process runs the {component} of .*stop it \(kill {runtime.pid}\)"):
+        runtime.home.held(component).__enter__()
+
+
+def test_a_library_alone_beside_the_runtime_is_refused_and_a_runtime_beside_a_library(runtime, tmp_path):
+    beside = esper("serve", "urza", "--home", str(runtime.home.root), "--broker", broker_of(runtime), folder=tmp_path)
+    assert beside.returncode == 1 and "another process runs the urza of" in beside.stderr
+    home = Home(tmp_path / "home")
+    with home.held("urza"):
+        beside = esper("up", "--home", str(home.root), folder=tmp_path)
+    assert beside.returncode == 1 and f"another process runs the urza of {home.root}" in beside.stderr
+    assert not home.contact_file.exists()
 
 
 def test_it_ends_with_its_workers_and_the_runtime_goes_on(runtime, forge):
