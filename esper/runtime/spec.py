@@ -61,12 +61,20 @@ class TrainSpec:
         return dataclasses.replace(self, run_id=run_id, directory=self.directory or str(RUNS / run_id))
 
     def write(self) -> Path:
-        """Save as `spec.json` in the run's directory. Raises InvalidConfig where it holds a run that is not resumed."""
+        """Save as `spec.json` in the run's directory.
+
+        Raises InvalidConfig where it holds a run that is not resumed, or a model that this run's would replace.
+        """
         folder = Path(self.directory)
         path = folder / "spec.json"
         if path.exists() and not self.resume:
             raise InvalidConfig(
                 f"{folder} holds a run; choose another run id, or go on with it: --resume {self.run_id}"
+            )
+        if not path.exists() and (there := [name for name in ("model.py", "model.pt") if (folder / name).exists()]):
+            raise InvalidConfig(
+                f"directory {folder} holds {' and '.join(there)}, which the run would replace by its own; "
+                "choose another directory"
             )
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
