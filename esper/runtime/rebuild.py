@@ -20,7 +20,7 @@ from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import parse
 from esper.kasmina.regrow import GraftSpec, regrow
 from esper.nissa.files import read_text, replace_bytes, replace_text
-from esper.runtime.runs import StoredRun
+from esper.runtime.runs import StoredRun, refuse_own_loop
 from esper.runtime.trust import read_trust
 from esper.tolaria.replay import find_sites
 from esper.tolaria.task import Batch, Task, load_task
@@ -129,6 +129,7 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
 
 def rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
     """Task, the rebuilt model in eval mode, and one batch."""
+    refuse_own_loop(run, "write its model in its script: esper.unwrap(model) is the plain module")
     task = load_task(run.spec["task"], run.spec["arguments"], run.spec["import_paths"])
     model, state = task.build_model(), weights_of(run)
     specs = fossils_of(run)
@@ -144,7 +145,10 @@ def fossils_of(run: StoredRun) -> list[GraftSpec]:
 
     Raises Corrupt where the two name different ones.
     """
-    specs = [read_graft(json_format.ParseDict(graft, seed_pb2.Graft())) for graft in run.result.get("grafts", [])]
+    try:
+        specs = [read_graft(json_format.ParseDict(graft, seed_pb2.Graft())) for graft in run.result.get("grafts", [])]
+    except (json_format.ParseError, TypeError, AttributeError) as error:  # the last two: it is no mapping
+        raise Corrupt(f"{run.folder / 'result.json'}: a graft of run {run.run_id} does not parse: {error}") from error
     joined = {(str(spec.seed), spec.artifact_id) for spec in specs}
     named = {(fossil["seed"], fossil["artifact_id"]) for fossil in run.lineage.get("fossils", [])}
     if joined != named:

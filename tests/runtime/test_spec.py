@@ -92,7 +92,7 @@ def test_a_runs_own_settings_go_over_its_tasks():
 
 def test_a_run_does_not_begin_where_its_model_would_replace_another(tmp_path):
     (tmp_path / "model.py").write_text("mine")
-    with pytest.raises(InvalidConfig, match="holds model.py, which the run would replace by its own"):
+    with pytest.raises(InvalidConfig, match=r"holds model\.py, which the run would replace by its own"):
         TrainSpec(task="a:b", run_id="r", directory=str(tmp_path)).write()
     assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
 
