@@ -4,7 +4,6 @@ import asyncio
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +79,10 @@ def _compiler() -> str:
 
 
 def _broker() -> str:
-    from esper.oona.broker import find_server
+    from esper.oona.broker import find_server, server_version
 
     path = find_server()
-    version = subprocess.run([str(path), "--version"], capture_output=True, text=True, check=False, timeout=10)
-    return f"{version.stdout.strip()} at {path}"
+    return f"{server_version(path)} at {path}"
 
 
 def _isolation() -> str:
