@@ -44,6 +44,8 @@ def _find(name: str, part: Callable[[], str]) -> Finding:
         return Finding(name, False, str(error))
     except _Absent as absent:
         return Finding(name, False, str(absent))
+    except Exception as error:  # one part that is broken hides no other
+        return Finding(name, False, f"it cannot be examined: {type(error).__name__}: {error}")
 
 
 class _Absent(Exception):

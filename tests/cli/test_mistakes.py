@@ -228,6 +228,20 @@ def test_the_doctor_outlives_a_broker_that_is_none(esper, monkeypatch, tmp_path)
         assert said.status == 0 and broker.startswith("no ") and chosen in broker and "pip install" in broker
 
 
+def test_the_doctor_outlives_a_part_that_is_broken(esper, monkeypatch):
+    def broken():
+        raise OSError("no such device")
+
+    monkeypatch.setattr("esper.runtime.doctor._broker", broken)
+    said = esper("doctor")
+    assert said.status == 0
+    assert any(
+        line.split(None, 2)[1:] == ["broker", "it cannot be examined: OSError: no such device"]
+        for line in said.out.splitlines()
+    ), said.out
+    assert "runtime" in said.out
+
+
 def test_a_reader_who_has_enough_ends_the_command_without_a_word(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-m", "esper", "runs"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
