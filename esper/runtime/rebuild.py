@@ -167,6 +167,8 @@ def weights_of(run: StoredRun) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises what its reader meets
         raise Corrupt(f"{path} cannot be read as weights: {error}") from error
+    if not isinstance(state, dict):
+        raise Corrupt(f"{path} must hold weights by name, got {type(state).__name__}")
     return state
 
 

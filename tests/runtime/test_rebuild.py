@@ -1,6 +1,7 @@
 """A run's model again from its files: of models whose exported source holds more, or less, than their state."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +82,18 @@ def test_weights_that_are_missing_are_damage(run):
         rebuild_run(run)
     with pytest.raises(Corrupt, match=r"fc\.weight"):
         export_run(run, "")
+
+
+def test_weights_without_names_are_damage(run):
+    torch.save([torch.ones(3)], run.folder / "model.pt")
+    with pytest.raises(Corrupt, match=r"model\.pt must hold weights by name, got list"):
+        rebuild_run(run)
+
+
+def test_a_graft_that_is_none_is_damage(run):
+    for graft in ({"seed": 3}, {"no_such_key": 1}, "a", None):
+        with pytest.raises(Corrupt, match=r"result\.json: a graft of run r does not parse"):
+            rebuild_run(replace(run, result={"grafts": [graft]}))
 
 
 def test_a_fossil_without_weights_is_damage(run):
