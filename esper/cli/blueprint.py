@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from esper.errors import Conflict, InvalidBlueprint, InvalidRequest, NotFound
+from esper.nissa.files import read_text
 
 if TYPE_CHECKING:
     from esper.blueprint.ir import Graph
@@ -48,6 +49,7 @@ def _outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def run_show(options: argparse.Namespace) -> int:
+    _refuse_to_replace(options.svg, Path(options.name))
     return _print(graph_of(options.name, options.home), options, options.name)
 
 
@@ -68,6 +70,7 @@ def run_diff(options: argparse.Namespace) -> int:
 
 def run_new(options: argparse.Namespace) -> int:
     path = Path(options.file)
+    _refuse_to_replace(options.svg, path)
     if path.exists():
         if options.kind:
             raise Conflict(f"{path} exists and is left as it is; leave --kind out to check it, or name another file")
@@ -117,6 +120,17 @@ def _write(path: Path, title: str) -> "Graph":
     text = write_json(graph) if path.suffix == ".json" else f"{head} checks this file.\n{show(graph)}"
     _save(path, text)
     return graph
+
+
+def _refuse_to_replace(svg: str, blueprint: Path) -> None:
+    """Raise Conflict where the picture would replace the blueprint, or a file that is no picture."""
+    if not svg:
+        return
+    path = Path(svg)
+    if path.resolve() == blueprint.resolve():
+        raise Conflict(f"--svg {svg} would replace the blueprint itself; name another file")
+    if path.is_file() and "<svg" not in (read_text(path) or "")[:1000]:
+        raise Conflict(f"--svg {svg} would replace a file that is no SVG; name another file")
 
 
 def _save(path: Path, text: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from esper.errors import InvalidRequest
 
+_MOST_NURSERY_STEPS = 100_000
+
 
 def add(commands: Any) -> None:
     seed = commands.add_parser("seed", help="list or command the seeds of a running run")
@@ -96,6 +98,8 @@ async def list_kernels(options: argparse.Namespace, channel: Any) -> str:
 
 
 async def germinate_seed(options: argparse.Namespace, channel: Any) -> str:
+    if not 0 <= options.nursery_steps <= _MOST_NURSERY_STEPS:
+        raise InvalidRequest(f"--nursery-steps must be 0 to {_MOST_NURSERY_STEPS}, got {options.nursery_steps}")
     command = _command(options)
     action = command.germinate
     action.event_id = f"manual-{secrets.token_hex(4)}"

@@ -9,6 +9,8 @@ from esper.errors import Corrupt, InvalidRequest
 
 _ID = re.compile(r"[0-9a-f]{6,64}")
 _PAGE = 1000
+_MOST = 2**63 - 1  # that the library's tables hold
+_MOST_CHANNELS, _MOST_DEPTH, _MOST_IDLE_DAYS = 1_048_576, 1_000_000, 36_500
 # A whole library is read.
 _UPKEEP_S = 3600.0
 KINDS, DTYPES = ("vector", "tokens", "map1d", "map2d"), ("float32", "bfloat16", "float16", "float64")
@@ -113,7 +115,7 @@ async def search(options: argparse.Namespace, channel: Any) -> str:
 
     site = interface_pb2.Interface(
         kind=interface_pb2.TensorKind.Value(f"TENSOR_KIND_{options.kind.upper()}"),
-        channels=_natural("channels", options.channels),
+        channels=_natural("channels", options.channels, _MOST_CHANNELS),
         element_type=interface_pb2.ElementType.Value(f"ELEMENT_TYPE_{options.dtype.upper()}"),
         causal=options.causal,
     )
@@ -132,7 +134,7 @@ async def search(options: argparse.Namespace, channel: Any) -> str:
         interest_weight=options.interest,
         descends_from_blueprint_id=await blueprint_named(options.descends_from, channel),
         ancestor_of_blueprint_id=await blueprint_named(options.ancestor_of, channel),
-        limit=_natural("--limit", options.limit),
+        limit=_natural("--limit", options.limit, _PAGE),
     )
     return text.matches(await _stub(channel).SearchKernels(request))
 
@@ -159,7 +161,7 @@ async def lineage_of(options: argparse.Namespace, channel: Any) -> str:
         page=PageRequest(size=_PAGE),
         blueprint_id=await blueprint_named(options.name, channel),
         direction=way,
-        max_depth=_natural("--depth", options.depth),
+        max_depth=_natural("--depth", options.depth, _MOST_DEPTH),
         common_with_blueprint_id=await blueprint_named(options.common, channel),
     )
     reply = await _stub(channel).GetLineage(request)
@@ -231,7 +233,7 @@ async def curate(options: argparse.Namespace, channel: Any) -> str:
     if wrong := [name for name in protected if "/" in name]:
         raise InvalidRequest(f"--protect takes kernels, got {', '.join(wrong)}")
     policy = pb.CurationPolicy(
-        idle_days=_natural("--idle-days", options.idle_days),
+        idle_days=_natural("--idle-days", options.idle_days, _MOST_IDLE_DAYS),
         workhorse_uses=_natural("--workhorse-uses", options.workhorse_uses),
         protected_artifact_ids=protected,
         max_total_bytes=_natural("--max-total-bytes", options.max_total_bytes),
@@ -292,9 +294,9 @@ async def blueprint_named(name: str, channel: Any) -> str:
     return number
 
 
-def _natural(name: str, value: int) -> int:
-    if value < 0:
-        raise InvalidRequest(f"{name} must be >= 0, got {value}")
+def _natural(name: str, value: int, most: int = _MOST) -> int:
+    if not 0 <= value <= most:
+        raise InvalidRequest(f"{name} must be 0 to {most}, got {value}")
     return value
 
 

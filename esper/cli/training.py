@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from esper.errors import InvalidConfig
-from esper.runtime.runs import find_run
+from esper.runtime.runs import find_run, refuse_own_loop
 from esper.runtime.spec import RUNS, TrainSpec, read_spec, spec_from
 
 TASKS = ("digits", "text", "tabular")
@@ -58,7 +58,9 @@ def run_train(options: argparse.Namespace) -> int:
 
 def _resumed(options: argparse.Namespace) -> TrainSpec:
     """The spec that a run was started with; `--home` may say where its runtime is now, and nothing else may differ."""
-    spec = read_spec(find_run(RUNS, options.resume).folder / "spec.json")
+    run = find_run(RUNS, options.resume)
+    refuse_own_loop(run, f"go on by its own script, with esper.attach(..., run_id={run.run_id!r}, resume=True)")
+    spec = read_spec(run.folder / "spec.json")
     others = ("what", "policy", "seed", "steps", "device", "deterministic", "run_id")
     given = [name for name in others if all(getattr(options, name) is not unset for unset in (None, False, ""))]
     given += ["no_services"] if options.no_services and spec.services else []
@@ -67,7 +69,7 @@ def _resumed(options: argparse.Namespace) -> TrainSpec:
         raise InvalidConfig(
             f"--resume goes on with run {options.resume} as it was started and cannot heed {words}: leave it out"
         )
-    return dataclasses.replace(spec, resume=True, home=options.home or spec.home)
+    return dataclasses.replace(spec, resume=True, home=options.home or spec.home, directory=str(run.folder))
 
 
 def _read(what: str) -> TrainSpec:
@@ -75,8 +77,8 @@ def _read(what: str) -> TrainSpec:
     if what.endswith((".yaml", ".yml")):
         path = Path(what)
         try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InvalidConfig(f"{path} cannot be read as YAML: {error}") from error
         if not isinstance(values, dict):
             raise InvalidConfig(f"{path} must hold keys and values, got {type(values).__name__}")
@@ -108,6 +110,9 @@ def _over(spec: TrainSpec, options: argparse.Namespace) -> TrainSpec:
 
 
 def _conduct(spec: TrainSpec, options: argparse.Namespace, *, controls: bool) -> int:
+    spec.refuse_absent_device()
+    if spec.called != spec.run_id:
+        print(f"run {spec.run_id} is kept in {spec.directory}: its name for show, export and --resume is {spec.called}")
     if spec.services:
         from esper.runtime.conduct import conduct
 

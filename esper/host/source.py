@@ -178,6 +178,12 @@ def write_program(title: str, inputs: list[str], checks: list[str], lines: list[
     return _HEADER.format(about=about) + imports + _REQUIRE + _MODEL.format(init=_block(lines, 8), rest=rest) + _LOAD
 
 
+def is_exported(source: str) -> bool:
+    """Whether a model.py has the docstring by which every export says how it is used, and so may be replaced by one."""
+    start, quotes, rest = source.partition('"""')
+    return bool(quotes) and not start and _NEEDS in rest.partition('"""')[0]
+
+
 def _forward(graph: fx.Graph, name: str) -> tuple[str, str]:
     """The text of `forward`, not indented, and lines that define what it names beside torch."""
     code = graph.python_code("self")

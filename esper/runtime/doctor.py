@@ -4,7 +4,6 @@ import asyncio
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,8 @@ def _find(name: str, part: Callable[[], str]) -> Finding:
         return Finding(name, False, str(error))
     except _Absent as absent:
         return Finding(name, False, str(absent))
+    except Exception as error:  # one part that is broken hides no other
+        return Finding(name, False, f"it cannot be examined: {type(error).__name__}: {error}")
 
 
 class _Absent(Exception):
@@ -80,11 +81,10 @@ def _compiler() -> str:
 
 
 def _broker() -> str:
-    from esper.oona.broker import find_server
+    from esper.oona.broker import find_server, server_version
 
     path = find_server()
-    version = subprocess.run([str(path), "--version"], capture_output=True, text=True, check=False, timeout=10)
-    return f"{version.stdout.strip()} at {path}"
+    return f"{server_version(path)} at {path}"
 
 
 def _isolation() -> str:

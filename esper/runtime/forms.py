@@ -19,7 +19,7 @@ from esper.errors import Conflict, InvalidConfig, PreconditionFailed
 from esper.host.forms import FORMS, Form, make_form, refuse_unknown_form
 from esper.nissa.files import replace_bytes, replace_text, write_error
 from esper.runtime.drift import Drift, Latency, held_out, measure_drift, measure_latency
-from esper.runtime.rebuild import FACTS, MODEL, rebuilt
+from esper.runtime.rebuild import FACTS, MODEL, rebuilt, refuse_no_folder
 from esper.runtime.runs import StoredRun
 
 # What is found in the folder of a form; importing model.py leaves the last.
@@ -88,9 +88,10 @@ def _require_free(target: Path) -> None:
     """A folder that is absent, empty or an earlier form and nothing else may be written to."""
     if target == Path.cwd():
         raise Conflict("the working directory cannot be put in place as a whole; name a folder in it with --to")
+    refuse_no_folder(target)
     if not target.exists():
         return
-    names = {path.name for path in target.iterdir()} if target.is_dir() else {target.name}
+    names = {path.name for path in target.iterdir()}
     foreign = sorted(names - WRITTEN)
     if foreign or (names and _form_of(target) not in FORMS):
         what = ", ".join(foreign[:3]) or f"a {FACTS} that no form has"

@@ -13,13 +13,14 @@ from esper.artifact.folder import read_folder
 from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from esper.host.export import close, export_model, run_source, saved
 from esper.host.forward import PREFIX
+from esper.host.source import is_exported
 from esper.kasmina.cache import folder_of
 from esper.kasmina.codec import read_graft
 from esper.kasmina.kernel import Kernel
 from esper.kasmina.loader import parse
 from esper.kasmina.regrow import GraftSpec, regrow
-from esper.nissa.files import replace_bytes, replace_text
-from esper.runtime.runs import StoredRun
+from esper.nissa.files import read_text, replace_bytes, replace_text
+from esper.runtime.runs import StoredRun, refuse_own_loop
 from esper.runtime.trust import read_trust
 from esper.tolaria.replay import find_sites
 from esper.tolaria.task import Batch, Task, load_task
@@ -48,7 +49,7 @@ def rebuild_run(run: StoredRun) -> str:
     what it was, PreconditionFailed where an output differs or model.py does not take the task's batches.
     """
     task, model, batch = rebuilt(run)
-    exported = run_source((run.folder / MODEL).read_text())
+    exported = _exported(run)
     _put(run, exported, weights_of(run))
     exported.eval()
     same = close if getattr(exported, "EVALUATION_ONLY", False) else torch.equal
@@ -74,22 +75,45 @@ def _forward(run: StoredRun, task: Task, exported: nn.Module, batch: Batch) -> T
         raise PreconditionFailed(
             f"run {run.run_id}: model.py does not take a batch of the test slice: {error}"
         ) from error
+    except Exception as error:  # model.py may have been changed to anything
+        raise _not_as_written(run, error) from error
     return outputs
 
 
 def export_run(run: StoredRun, to: str) -> str:
     """Write model.py and model.pt from lineage and weights to a folder, the run's own if `to` is empty.
 
-    Raises Conflict for a folder that holds a form for inference, and what rebuilding the run raises.
+    Raises Conflict for a place that is no folder, or one that holds a form for inference or a model that no
+    export wrote, PreconditionFailed and Exhausted where it cannot be written, and what rebuilding the run raises.
     """
+    folder = Path(to) if to else run.folder
+    if folder.resolve() != run.folder.resolve():
+        refuse_no_folder(folder)
+        _refuse_foreign_model(folder)
     _, model, batch = rebuilt(run)
     exported = export_model(model, (batch[0],), f"The model of run {run.run_id}.")
-    folder = Path(to) if to else run.folder
-    if (folder / FACTS).exists():
-        raise Conflict(f"{folder} holds a form for inference ({FACTS}); name another folder with --to")
-    folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, exported.source, exported.state)
     return f"wrote {folder / MODEL} and {folder / WEIGHTS}: {exported.description()}"
+
+
+def refuse_no_folder(folder: Path) -> None:
+    """Raise Conflict where `folder`, or what it would lie in, is a file."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise Conflict(f"{folder} cannot be a folder, because {there} is a file; name another folder with --to")
+
+
+def _refuse_foreign_model(folder: Path) -> None:
+    """Only what an export wrote makes way: a model.py that says so, and the model.pt beside it."""
+    if (folder / FACTS).exists():
+        raise Conflict(f"{folder} holds a form for inference ({FACTS}); name another folder with --to")
+    source = folder / MODEL
+    if source.exists():
+        foreign = None if is_exported(read_text(source) or "") else source
+    else:
+        foreign = folder / WEIGHTS if (folder / WEIGHTS).exists() else None
+    if foreign is not None:
+        raise Conflict(f"{foreign} was not written by an export and is left as it is; name another folder with --to")
 
 
 def write_model(folder: Path, source: str, state: Mapping[str, Tensor]) -> None:
@@ -105,12 +129,13 @@ def write_weights(folder: Path, state: Mapping[str, Tensor]) -> None:
 
 def rebuilt(run: StoredRun) -> tuple[Task, nn.Module, Batch]:
     """Task, the rebuilt model in eval mode, and one batch."""
+    refuse_own_loop(run, "write its model in its script: esper.unwrap(model) is the plain module")
     task = load_task(run.spec["task"], run.spec["arguments"], run.spec["import_paths"])
     model, state = task.build_model(), weights_of(run)
     specs = fossils_of(run)
     kernels = {spec.artifact_id: _kernel(run, spec.artifact_id) for spec in specs if not spec.folded}
     regrow(model, find_sites(task, model, (spec.seed.site for spec in specs)), specs, kernels)
-    _put(run, run_source((run.folder / MODEL).read_text()), state)  # nothing of model.pt is missing
+    _put(run, _exported(run), state)  # nothing of model.pt is missing
     _put_used(run, model, state)
     return task, model.eval(), task.micro_batches(0)[0]
 
@@ -120,7 +145,10 @@ def fossils_of(run: StoredRun) -> list[GraftSpec]:
 
     Raises Corrupt where the two name different ones.
     """
-    specs = [read_graft(json_format.ParseDict(graft, seed_pb2.Graft())) for graft in run.result.get("grafts", [])]
+    try:
+        specs = [read_graft(json_format.ParseDict(graft, seed_pb2.Graft())) for graft in run.result.get("grafts", [])]
+    except (json_format.ParseError, TypeError, AttributeError) as error:  # the last two: it is no mapping
+        raise Corrupt(f"{run.folder / 'result.json'}: a graft of run {run.run_id} does not parse: {error}") from error
     joined = {(str(spec.seed), spec.artifact_id) for spec in specs}
     named = {(fossil["seed"], fossil["artifact_id"]) for fossil in run.lineage.get("fossils", [])}
     if joined != named:
@@ -139,7 +167,24 @@ def weights_of(run: StoredRun) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.load(path, weights_only=True)
     except Exception as error:  # torch raises what its reader meets
         raise Corrupt(f"{path} cannot be read as weights: {error}") from error
+    if not isinstance(state, dict):
+        raise Corrupt(f"{path} must hold weights by name, got {type(state).__name__}")
     return state
+
+
+def _exported(run: StoredRun) -> nn.Module:
+    """A fresh model of the run's model.py."""
+    try:
+        return run_source((run.folder / MODEL).read_text(encoding="utf-8"))
+    except Exception as error:  # it may have been changed to anything
+        raise _not_as_written(run, error) from error
+
+
+def _not_as_written(run: StoredRun, error: Exception) -> Corrupt:
+    return Corrupt(
+        f"{run.folder / MODEL} does not run ({type(error).__name__}: {error}), so it is not what run {run.run_id} "
+        "wrote; put the file of that run back"
+    )
 
 
 def _put(run: StoredRun, model: nn.Module, state: dict[str, Tensor]) -> None:

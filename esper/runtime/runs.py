@@ -1,47 +1,84 @@
 """Runs as they lie on disk: find, list, describe."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.errors import Corrupt, NotFound, PreconditionFailed
+from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from esper.nissa.genealogy import in_words
+from esper.runtime.stored import SPEC, begun_s, holds_run, read_own, read_stored
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run's directory and what its files say; a file that is not there is an empty mapping."""
+    """A run's directory and what its files say; a file that is not there is an empty mapping.
+
+    `own_loop`: it was trained by `esper.attach` in a loop of its user's own, has no spec.json, and `spec` is what its
+    events say. `damage`: why nothing of it could be read.
+    """
 
     folder: Path
     spec: dict[str, Any]
     result: dict[str, Any]
     lineage: dict[str, Any]
+    own_loop: bool = False
+    damage: str = ""
 
     @property
     def run_id(self) -> str:
         return str(self.spec.get("run_id") or self.folder.name)
 
 
-def find_run(root: Path, run_id: str) -> StoredRun:
-    """One run. Raises NotFound naming those there are."""
-    folder = root / run_id
-    if not (folder / "spec.json").exists():
-        known = ", ".join(run.run_id for run in list_runs(root)[:10]) or "none"
-        raise NotFound(f"no run {run_id!r} below {root}; there are: {known}")
-    return read_run(folder)
+def find_run(root: Path, name: str) -> StoredRun:
+    """One run, by its folder below `root`, its folder elsewhere, or its id where the folder is called otherwise.
+
+    Raises NotFound naming those there are, Conflict where several folders hold runs of this id, and as `read_run`.
+    """
+    for folder in (root / name, Path(name)):
+        if holds_run(folder):
+            return read_run(folder)
+    runs = list_runs(root)
+    found = [run for run in runs if run.run_id == name and not run.damage]
+    if len(found) > 1:
+        raise Conflict(
+            f"{len(found)} runs are called {name!r}; name a folder: {', '.join(r.folder.name for r in found)}"
+        )
+    if not found:
+        known = ", ".join(run.run_id for run in runs[:10]) or "none"
+        raise NotFound(
+            f"no run {name!r} below {root}; there are: {known}. One that is elsewhere is named by its folder"
+        )
+    return found[0]
 
 
 def list_runs(root: Path) -> list[StoredRun]:
-    """All runs, newest first."""
-    specs = sorted(root.glob("*/spec.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [read_run(path.parent) for path in specs]
+    """All runs, newest first; of one that is damaged, why."""
+    folders = [path for path in root.iterdir() if holds_run(path)] if root.is_dir() else []
+    return [_read_or_damage(folder) for folder in sorted(folders, key=begun_s, reverse=True)]
+
+
+def _read_or_damage(folder: Path) -> StoredRun:
+    try:
+        return read_run(folder)
+    except Corrupt as error:
+        return StoredRun(folder, {}, {}, {}, damage=str(error))
 
 
 def read_run(folder: Path) -> StoredRun:
-    """A run's files; one that is not there is an empty mapping. Raises Corrupt for one that does not parse."""
-    return StoredRun(folder, *(_json(folder / f"{name}.json") for name in ("spec", "result", "lineage")))
+    """A run's files; one that is not there is an empty mapping. Raises Corrupt for one that is damaged."""
+    spec, result, lineage = (read_stored(folder / name) for name in (SPEC, "result.json", "lineage.json"))
+    own_loop = not spec and holds_run(folder)
+    return StoredRun(folder, read_own(folder) if own_loop else spec, result, lineage, own_loop)
+
+
+def refuse_own_loop(run: StoredRun, remedy: str) -> None:
+    """Raises PreconditionFailed for a run whose task, model and weights only its user's own script has."""
+    if run.own_loop:
+        raise PreconditionFailed(
+            f"run {run.run_id} was trained in a loop of its own (esper.attach) and its folder, {run.folder}, does not "
+            f"say how to make its task; {remedy}"
+        )
 
 
 def check_resumable(run: StoredRun, total_steps: int) -> None:
@@ -53,22 +90,15 @@ def check_resumable(run: StoredRun, total_steps: int) -> None:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise Corrupt(f"{path} does not parse: {error}") from error
-    return values
-
-
 def runs_table(runs: list[StoredRun]) -> str:
     """One line per run."""
     if not runs:
         return "no runs yet; make one with `esper demo`"
     lines = [f"{'run':28} {'task':34} {'policy':20} {'test loss':>9} {'parameters':>10} {'fossils':>7}"]
     for run in runs:
+        if run.damage:
+            lines.append(f"{run.run_id:28} damaged: {run.damage}")
+            continue
         policy = run.spec.get("growth", {}).get("policy", "heuristic")
         loss = f"{run.result['test_loss']:.4f}" if run.result else "-"
         fossils = len(run.lineage.get("fossils", [])) if run.lineage else "-"

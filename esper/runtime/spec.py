@@ -15,6 +15,8 @@ from esper.tolaria.settings import Budget, GrowthSettings, from_mapping, refuse_
 
 RUNS = Path("runs")
 SPEC = "spec.json"
+# Seeds: torch's generators heed 32 bits and no more. Steps: the nursery counts in as many. Threads: of no use beyond.
+_MOST = {"seed": 2**32 - 1, "steps": 2**32 - 1, "threads": 1024}
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -44,6 +46,33 @@ class TrainSpec:
             raise InvalidConfig(f"run_id {self.run_id!r} must match {_RUN_ID.pattern}")
         if self.steps < 0 or self.threads < 1:
             raise InvalidConfig(f"steps must be >= 0 and threads >= 1, got {self.steps} and {self.threads}")
+        for name, most in _MOST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise InvalidConfig(f"{name} must be 0 to {most}, got {getattr(self, name)}")
+        if wrong := [path for path in self.import_paths if not isinstance(path, str)]:
+            raise InvalidConfig(f"import_paths must hold folders as text, got {wrong[0]!r}")
+
+    def refuse_absent_device(self) -> None:
+        """Raises InvalidConfig for a device that torch does not know, or that this machine does not have."""
+        import torch  # `esper runs` does without
+
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise InvalidConfig(f'no device {self.device!r}; name one as "cpu", "cuda" or "cuda:0"') from None
+        if device.type == "meta":
+            raise InvalidConfig("device meta holds no numbers; name one as cpu or cuda")
+        if device.type == "cuda":
+            count = torch.cuda.device_count()  # without a context of CUDA in this process
+            if (device.index or 0) >= count:
+                there = f"torch sees {count} CUDA devices" if count else "torch sees no CUDA device"
+                raise InvalidConfig(f"device {self.device} is not here: {there}; take another, e.g. cpu")
+            return
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InvalidConfig(f"device {self.device} is not here: {reason}; take another, e.g. cpu") from error
 
     def growth_settings(self, task_defaults: Mapping[str, Any]) -> GrowthSettings:
         """The task's own settings with this run's laid over them. Raises InvalidConfig for a wrong one."""
@@ -61,18 +90,29 @@ class TrainSpec:
         run_id = self.run_id or f"{prefix}-{secrets.token_hex(3)}"
         return dataclasses.replace(self, run_id=run_id, directory=self.directory or str(RUNS / run_id))
 
+    @property
+    def called(self) -> str:
+        """By what commands find the run: its id, or its directory where that is not runs/<run id>."""
+        return self.run_id if Path(self.directory) == RUNS / self.run_id else self.directory
+
     def refuse_taken(self) -> None:
-        """Raises InvalidConfig where the run's directory holds a run that is not resumed."""
+        """Raises InvalidConfig where the directory holds a run that is not resumed, or a model that is no run's."""
         folder = Path(self.directory)
         if (folder / SPEC).exists() and not self.resume:
             raise InvalidConfig(
-                f"{folder} holds a run; choose another run id, or go on with it: --resume {self.run_id}"
+                f"{folder} holds a run; choose another run id, or go on with it: --resume {self.called}"
+            )
+        there = [name for name in ("model.py", "model.pt") if (folder / name).exists()]
+        if there and not (folder / SPEC).exists():
+            raise InvalidConfig(
+                f"directory {folder} holds {' and '.join(there)}, which the run would replace by its own; "
+                "choose another directory"
             )
 
     def write(self) -> Path:
         """Save as `spec.json` in the run's directory.
 
-        Raises InvalidConfig where it holds a run that is not resumed, or cannot be written.
+        Raises InvalidConfig as `refuse_taken`, and where it cannot be written.
         """
         self.refuse_taken()
         path = Path(self.directory) / SPEC

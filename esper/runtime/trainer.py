@@ -26,7 +26,7 @@ from esper.runtime.warm import die_with_parent
 from esper.tolaria.loop import train
 from esper.tolaria.session import Session
 from esper.tolaria.step import Parts, autocast, build_parts
-from esper.tolaria.task import Task, load_task
+from esper.tolaria.task import Task, check_task, load_task
 
 RESULT = "result.json"
 
@@ -69,6 +69,7 @@ def train_run(spec: TrainSpec, *, stop: Callable[[], bool] = lambda: False) -> N
 def build(spec: TrainSpec) -> tuple[Task, Parts, ModelHandle]:
     """Task, model with optimiser, and the wrapped model's handle."""
     task = load_task(spec.task, spec.arguments, spec.import_paths)
+    check_task(task)
     parts = build_parts(task, device=spec.device)
     batch = task.micro_batches(0)[0]
     handle = wrap(

@@ -103,7 +103,7 @@ def from_mapping(kind: type[Settings], values: Mapping[str, Any], where: str) ->
     """Settings from a mapping. Raises InvalidConfig for an unknown key, naming the nearest, or a wrong type."""
     known = {field.name: field for field in fields(kind)}
     for key, value in values.items():
-        refuse_unknown(key, known, where)
+        refuse_unknown(str(key), known, where)
         wanted = type(getattr(kind(), key))
         if not isinstance(value, (int, float) if wanted is float else wanted) or (
             wanted is not bool and isinstance(value, bool)

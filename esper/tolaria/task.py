@@ -6,10 +6,13 @@ continue a run in another process from a snapshot of tensors alone.
 
 import functools
 import importlib
+import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree
 
-from esper.errors import InvalidConfig
+from esper.errors import EsperError, InvalidConfig
 from esper.host.kept import kept_generators
 
 Batch = Any  # any nesting of tuples, lists and dicts of tensors, batch first
@@ -88,10 +91,14 @@ class Task:
 def load_task(factory: str, arguments: Mapping[str, Any] | None = None, import_paths: Sequence[str] = ()) -> Task:
     """Import `module:callable`, call it with `arguments` and remember how it was made; once per process.
 
-    Raises InvalidConfig where the module or callable is missing, the arguments do not
-    fit, or what comes back is not a Task.
+    Raises InvalidConfig where the module or callable is missing or raises, with its own lines of the traceback, where
+    the arguments do not fit, or where what comes back is not a Task.
     """
-    return _load(factory, json.dumps(dict(arguments or {}), sort_keys=True), tuple(import_paths))
+    try:
+        arguments_json = json.dumps(dict(arguments or {}), sort_keys=True)
+    except TypeError as error:
+        raise InvalidConfig(f"task {factory!r}: arguments must be what JSON can hold: {error}") from error
+    return _load(factory, arguments_json, tuple(import_paths))
 
 
 @functools.cache
@@ -103,19 +110,61 @@ def _load(factory: str, arguments_json: str, import_paths: tuple[str, ...]) -> T
         if path not in sys.path:
             sys.path.insert(0, path)
     try:
-        make = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InvalidConfig(
-            f"task {factory!r} cannot be imported ({error}); put its module on the path, or run from its directory"
-        ) from error
+        make = getattr(_imported(factory, module_name), attribute)
+    except AttributeError as error:
+        raise InvalidConfig(f"task {factory!r} cannot be imported ({error}); name a callable of its module") from error
     arguments = json.loads(arguments_json)
+    _refuse_arguments(factory, make, arguments)
     try:
         task = make(**arguments)
-    except TypeError as error:
-        raise InvalidConfig(f"task {factory!r} does not take {arguments_json}: {error}") from error
+    except EsperError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise _raised(f"task {factory!r} raised when it was called with {arguments_json}", error) from error
     if not isinstance(task, Task):
         raise InvalidConfig(f"task {factory!r} returned {type(task).__name__}, not an esper.Task")
     return replace(task, reference=TaskReference(factory, arguments, import_paths))
+
+
+def _imported(factory: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise InvalidConfig(
+                f"task {factory!r} cannot be imported ({error}); put its module on the path, or run from its directory"
+            ) from error
+        raise _raised(f"task {factory!r} cannot be imported", error) from error
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise _raised(f"task {factory!r} cannot be imported", error) from error
+
+
+def _refuse_arguments(factory: str, make: Any, arguments: dict[str, Any]) -> None:
+    """Raise InvalidConfig where it is no callable or does not take them; what does not tell is called as it is."""
+    if not callable(make):
+        raise InvalidConfig(f"task {factory!r} is {type(make).__name__}, not a callable that makes an esper.Task")
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise InvalidConfig(f"task {factory!r} does not take {json.dumps(arguments)}: {error}") from error
+    except ValueError:  # it has no signature
+        return
+
+
+def _raised(what: str, error: BaseException) -> InvalidConfig:
+    """The error with its own place first, then the user's lines of the traceback."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__
+        and not frame.filename.startswith("<frozen importlib")
+        and frame.filename != importlib.__file__
+    ]
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+    lines = "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).rstrip()
+    return InvalidConfig(f"{what}: {type(error).__name__}: {error}{f', at {place}' if place else ''}\n{lines}")
 
 
 def check_task(task: Task) -> None:

@@ -35,6 +35,26 @@ def test_show_as_json_prints_nothing_else_and_a_picture_is_written_beside(esper,
     assert "conv3" in ET.parse(tmp_path / "conv3.svg").getroot()[0].text
 
 
+def test_a_picture_replaces_an_earlier_picture_and_nothing_else(esper, tmp_path):
+    esper("blueprint", "new", "mine.txt", "--kind", "vector")
+    (tmp_path / "notes.md").write_text("my notes")
+    before = (tmp_path / "mine.txt").read_text()
+    cases = [
+        (("show", "mine.txt", "--svg", "mine.txt"), "would replace the blueprint itself"),
+        (("new", "mine.txt", "--svg", "./mine.txt"), "would replace the blueprint itself"),
+        (("new", "fresh.txt", "--kind", "vector", "--svg", "fresh.txt"), "would replace the blueprint itself"),
+        (("show", "conv3", "--svg", "notes.md"), "would replace a file that is no SVG"),
+    ]
+    for arguments, words in cases:
+        said = esper("blueprint", *arguments)
+        assert said.status == 1 and said.out == "" and words in said.err, said
+    assert (tmp_path / "mine.txt").read_text() == before and (tmp_path / "notes.md").read_text() == "my notes"
+    assert not (tmp_path / "fresh.txt").exists()
+    for name in ("conv3", "mine.txt"):
+        assert esper("blueprint", "show", name, "--svg", "picture.svg").status == 0
+    assert "mine.txt" in ET.parse(tmp_path / "picture.svg").getroot()[0].text
+
+
 @pytest.mark.parametrize("kind", ["vector", "tokens", "map1d", "map2d"])
 @pytest.mark.parametrize("name", ["mine.txt", "mine.json"])
 def test_new_writes_a_file_that_it_then_finds_right(esper, tmp_path, kind, name):

@@ -3,10 +3,15 @@
 Nothing is started for it: no runtime, no folder of a run.
 """
 
+import argparse
+import asyncio
 import subprocess
 import sys
 
 import pytest
+
+from esper.cli.control import germinate_seed
+from esper.errors import InvalidRequest
 
 COMMANDS = (
     "demo",
@@ -84,6 +89,12 @@ def test_a_wrong_word_is_named_with_those_that_are_known(refused, arguments, wor
     [
         (("demo", "--policy", "gnn"), ("gnn", "heuristic")),
         (("demo", "--steps", "-5"), ("steps must be >= 0", "-5")),
+        (("demo", "--seed", "-1"), ("seed must be 0 to 4294967295", "-1")),
+        (("demo", "--seed", str(10**30)), ("seed must be 0 to 4294967295", str(10**30))),
+        (("demo", "--steps", str(10**30)), ("steps must be 0 to 4294967295",)),
+        (("demo", "--device", "foo"), ("no device 'foo'", "cpu", "cuda")),
+        (("demo", "--device", "cuda:77"), ("cuda:77 is not here", "e.g. cpu")),
+        (("demo", "--device", "meta"), ("meta", "cpu")),
         (("demo", "--run-id", "No Spaces"), ("run_id 'No Spaces' must match",)),
         (("train",), ("module:callable", "--resume")),
         (("train", "--resume", "gone"), ("no run 'gone'", "there are: none")),
@@ -123,6 +134,13 @@ def test_a_form_or_run_that_is_not_known_is_named(refused, arguments, words):
         ("task: esper.tolaria.tasks.digits:task\ngrowth: [never]", ("growth must be dict",)),
         ("task: esper.tolaria.tasks.digits:task\nsteps: soon", ("steps must be int",)),
         ("task: esper.tolaria.tasks.digits:task\narguments: {batchsize: 4}", ("does not take", "batchsize")),
+        (
+            "task: esper.tolaria.tasks.digits:task\narguments: {seed: 2020-01-01}",
+            ("arguments must be what JSON can hold",),
+        ),
+        ("task: esper.tolaria.tasks.digits:task\nimport_paths: [3]", ("import_paths must hold folders as text", "3")),
+        ("task: esper.tolaria.tasks.digits:task\ndevice: foo", ("no device 'foo'",)),
+        ("task: esper.tolaria.tasks.digits:task\ngrowth: {1: 2}", ("growth has no key '1'",)),
         ("steps: 5", ("no task",)),
         ("- a\n- b", ("must hold keys and values",)),
         ("{", ("cannot be read as YAML",)),
@@ -198,6 +216,50 @@ def test_a_service_alone_says_what_it_needs(refused, arguments, words):
 def test_a_command_for_a_runtime_says_that_none_runs_and_how_to_start_one(refused, arguments):
     err = refused(*arguments, "--home", "nowhere")
     assert "no runtime runs in nowhere" in err and "esper up --home nowhere" in err
+
+
+@pytest.mark.parametrize("steps", [-5, 100_001])
+def test_steps_in_the_nursery_have_limits(steps):
+    options = argparse.Namespace(run="run", seed="conv1/0", artifact_id="a" * 64, nursery_steps=steps)
+    with pytest.raises(InvalidRequest, match=f"--nursery-steps must be 0 to 100000, got {steps}"):
+        asyncio.run(germinate_seed(options, None))
+
+
+def test_a_settings_file_that_is_no_text_is_named(refused, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"task: \xff")
+    err = refused("train", "run.yaml")
+    assert "run.yaml cannot be read as YAML" in err and "utf-8" in err
+
+
+def test_the_doctor_outlives_a_broker_that_is_none(esper, monkeypatch, tmp_path):
+    for chosen in (str(tmp_path), "/bin/true"):
+        monkeypatch.setenv("ESPER_NATS_SERVER", chosen)
+        said = esper("doctor")
+        (broker,) = [line for line in said.out.splitlines() if line.split()[1] == "broker"]
+        assert said.status == 0 and broker.startswith("no ") and chosen in broker and "pip install" in broker
+
+
+def test_the_doctor_outlives_a_part_that_is_broken(esper, monkeypatch):
+    def broken():
+        raise OSError("no such device")
+
+    monkeypatch.setattr("esper.runtime.doctor._broker", broken)
+    said = esper("doctor")
+    assert said.status == 0
+    assert any(
+        line.split(None, 2)[1:] == ["broker", "it cannot be examined: OSError: no such device"]
+        for line in said.out.splitlines()
+    ), said.out
+    assert "runtime" in said.out
+
+
+def test_a_reader_who_has_enough_ends_the_command_without_a_word(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "esper", "runs"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as command:
+        command.stdout.close()
+        assert command.stderr.read() == b""
+    assert command.returncode == 141
 
 
 def test_an_error_reaches_the_shell_as_one_line_and_status_1(tmp_path):

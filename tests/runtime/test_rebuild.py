@@ -1,12 +1,13 @@
 """A run's model again from its files: of models whose exported source holds more, or less, than their state."""
 
 import errno
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from esper.errors import Corrupt, Exhausted, PreconditionFailed
+from esper.errors import Conflict, Corrupt, Exhausted, PreconditionFailed
 from esper.host.export import export_model
 from esper.kasmina.lifecycle import State
 from esper.runtime.rebuild import _put_used, export_run, rebuild_run
@@ -83,6 +84,18 @@ def test_weights_that_are_missing_are_damage(run):
         export_run(run, "")
 
 
+def test_weights_without_names_are_damage(run):
+    torch.save([torch.ones(3)], run.folder / "model.pt")
+    with pytest.raises(Corrupt, match=r"model\.pt must hold weights by name, got list"):
+        rebuild_run(run)
+
+
+def test_a_graft_that_is_none_is_damage(run):
+    for graft in ({"seed": 3}, {"no_such_key": 1}, "a", None):
+        with pytest.raises(Corrupt, match=r"result\.json: a graft of run r does not parse"):
+            rebuild_run(replace(run, result={"grafts": [graft]}))
+
+
 def test_a_fossil_without_weights_is_damage(run):
     handle = builders.handle(targets="2")
     builders.lead(handle.executor, State.FOSSILIZED, handle.optimizer)
@@ -124,3 +137,57 @@ def test_an_export_that_cannot_be_written_leaves_the_weights_that_were_there(run
     assert (run.folder / "model.pt").read_bytes() == before
     assert "outputs equal those of model.py" in rebuild_run(run)
     assert not list(run.folder.glob("*.new"))
+
+
+@pytest.mark.parametrize("name", ["model.py", "model.pt"])
+def test_an_export_leaves_a_model_that_no_export_wrote(run, tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / name).write_text('"""My own model, in torch."""\n')
+    with pytest.raises(Conflict, match=rf"mine/{name} was not written by an export .* name another folder with --to"):
+        export_run(run, str(mine))
+    assert [path.name for path in mine.iterdir()] == [name]
+    assert (mine / name).read_text() == '"""My own model, in torch."""\n'
+
+
+def test_an_export_takes_the_place_of_an_earlier_one(run, tmp_path):
+    out = tmp_path / "out"
+    export_run(run, str(out))
+    (out / "model.pt").write_bytes(b"")
+    export_run(run, str(out))
+    assert torch.load(out / "model.pt", weights_only=True).keys() == {
+        "fc.weight",
+        "fc.bias",
+        "shift",
+        "_tensor_constant0",
+    }
+
+
+@pytest.mark.parametrize("to", ["file", "file/x/y"])
+def test_an_export_to_a_file_is_refused(run, tmp_path, to):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(Conflict, match=r"because .*/file is a file; name another folder with --to"):
+        export_run(run, str(tmp_path / to))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        (b"def broken(", "SyntaxError"),
+        (b"import no_such_module", "no_such_module"),
+        (b"Other = 1", "KeyError: 'Model'"),
+        (b"\xff\xfe", "UnicodeDecodeError"),
+    ],
+)
+def test_a_model_py_that_does_not_run_is_damage(run, source, word):
+    (run.folder / "model.py").write_bytes(source)
+    with pytest.raises(Corrupt, match=rf"model\.py does not run \(.*{word}.*put the file of that run back"):
+        rebuild_run(run)
+
+
+def test_a_model_py_that_raises_is_damage(run):
+    source = (run.folder / "model.py").read_text()
+    (run.folder / "model.py").write_text(source.replace("return ", "return 1 / 0 * ", 1))
+    with pytest.raises(Corrupt, match=r"model\.py does not run \(ZeroDivisionError"):
+        rebuild_run(run)

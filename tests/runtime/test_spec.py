@@ -26,7 +26,7 @@ def test_the_run_is_named_after_its_task_unless_it_has_a_name():
 def test_a_directory_that_holds_a_run_is_not_written_over(tmp_path):
     spec = TrainSpec(task="a:b", directory=str(tmp_path), run_id="r")
     spec.write()
-    with pytest.raises(InvalidConfig, match=rf"{tmp_path} holds a run.*--resume r"):
+    with pytest.raises(InvalidConfig, match=rf"{tmp_path} holds a run.*--resume {tmp_path}$"):
         spec.write()
     TrainSpec(**asdict(spec) | {"resume": True}).write()
 
@@ -88,6 +88,19 @@ def test_a_runs_own_settings_go_over_its_tasks():
     spec = TrainSpec(task="a:b", growth={"policy": "never"})
     settings = spec.growth_settings({"policy": "bandit", "nursery_steps": 50})
     assert (settings.policy, settings.nursery_steps) == ("never", 50)
+
+
+def test_a_run_is_called_by_its_id_or_by_its_directory_where_that_is_elsewhere():
+    assert TrainSpec(task="a:b", run_id="r").named("x").called == "r"
+    assert TrainSpec(task="a:b", run_id="r", directory="./runs/r").called == "r"
+    assert TrainSpec(task="a:b", run_id="r", directory="out").called == "out"
+
+
+def test_a_run_does_not_begin_where_its_model_would_replace_another(tmp_path):
+    (tmp_path / "model.py").write_text("mine")
+    with pytest.raises(InvalidConfig, match=r"holds model\.py, which the run would replace by its own"):
+        TrainSpec(task="a:b", run_id="r", directory=str(tmp_path)).write()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.py"]
 
 
 def test_a_spec_file_that_does_not_parse_is_named(tmp_path):

@@ -1,6 +1,8 @@
 """Tasks: what is wrong with one is named; the three tasks' data are what they say."""
 
 import functools
+import importlib
+import sys
 
 import pytest
 import torch
@@ -49,6 +51,36 @@ def test_a_task_of_a_file_beside_the_program(tmp_path):
 def test_a_wrong_name_says_what_is_wrong(factory, arguments, said):
     with pytest.raises(InvalidConfig, match=said):
         load_task(factory, arguments)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import torch\ndef make(:\n    pass\n", r"cannot be imported: SyntaxError: .*users_one\.py:2\n.*def make\(:"),
+        ("import no_such_dependency\n", r"cannot be imported: .*'no_such_dependency', at .*users_one\.py:1\n"),
+        ("1 / 0\n", r"cannot be imported: ZeroDivisionError: .*, at .*users_one\.py:1\n.*1 / 0"),
+        ("import sys\nsys.exit(2)\n", r"cannot be imported: SystemExit: 2, at .*users_one\.py:2\n"),
+        ("def make():\n    return part()\ndef part():\n    raise KeyError('rows')\n",
+         r"raised when it was called with \{\}: KeyError: 'rows', at .*users_one\.py:4\n.*return part\(\)"),
+        ("def make():\n    return len(3)\n", r"raised when it was called .*TypeError: .*users_one\.py:2"),
+        ("make = 3\n", "is int, not a callable that makes an esper.Task"),
+        ("make = dict(a=1).missing\n", r"cannot be imported: AttributeError: .*users_one\.py:1"),
+    ],
+)  # fmt: skip
+def test_what_a_users_own_code_raises_is_said_with_its_line_and_without_ours(tmp_path, monkeypatch, source, said):
+    monkeypatch.delitem(sys.modules, "users_one", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "users_one.py").write_text(source)
+    importlib.invalidate_caches()
+    with pytest.raises(InvalidConfig, match=rf"(?s)^task 'users_one:make' {said}") as raised:
+        load_task("users_one:make", {}, [str(tmp_path)])
+    assert "importlib" not in str(raised.value) and "tolaria" not in str(raised.value)
+
+
+def test_arguments_that_json_cannot_hold_are_named():
+    with pytest.raises(InvalidConfig, match=r"arguments must be what JSON can hold: .*complex"):
+        load_task("tests.tolaria.tasks:noisy", {"seed": 1j})
 
 
 def test_a_sound_task_passes():
