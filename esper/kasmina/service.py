@@ -95,7 +95,7 @@ class SeedBoard:
         self._latest[run_id] = (step, seeds, over)
 
     def move(self, run_id: str, moved: seed_pb2.SeedTransition) -> None:
-        """Take one move of a run that is over. While one goes on its next packet tells it, with all that belongs to it."""
+        """Take one move of a run that is over. While one goes on, its next packet has it, and more."""
         step, seeds, over = self._latest.get(run_id, (0, [], False))
         if not over:
             return
