@@ -58,7 +58,8 @@ def happened_in(events: Iterable[Event]) -> Happened:
 
 def _parse(lines: Iterable[str]) -> tuple[list[Event], int]:
     """Events, and how many lines are none. A last line without its end is being written and is not counted."""
-    events, damaged = [], 0
+    events: list[Event] = []
+    damaged = 0
     for line in lines:
         try:
             event = json.loads(line)
