@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
     verbs = seed.add_subparsers(dest="verb", required=True, metavar="VERB")
     _verb(verbs, "list", "list a run's seeds", list_seeds, seed=False)
     germinate = _verb(verbs, "germinate", "try a kernel at a dormant seed", germinate_seed)
-    germinate.add_argument("artifact_id", help="a promoted kernel, e.g. from `esper seed kernels`")
+    germinate.add_argument(
+        "artifact_id", help="a promoted kernel: its id, the first six digits or more of it, or an alias"
+    )
     germinate.add_argument("--nursery-steps", type=int, default=300)
     _verb(verbs, "kernels", "list promoted kernels for a run's sites", list_kernels, seed=False)
     _verb(verbs, "cull", "remove a seed", cull_seed)
@@ -98,14 +100,17 @@ async def list_kernels(options: argparse.Namespace, channel: Any) -> str:
 
 
 async def germinate_seed(options: argparse.Namespace, channel: Any) -> str:
+    from esper.cli.library import kernel_named
+
     if not 0 <= options.nursery_steps <= _MOST_NURSERY_STEPS:
         raise InvalidRequest(f"--nursery-steps must be 0 to {_MOST_NURSERY_STEPS}, got {options.nursery_steps}")
     command = _command(options)
     action = command.germinate
     action.event_id = f"manual-{secrets.token_hex(4)}"
     action.nursery_steps = options.nursery_steps
-    assignment = action.assignments.add(artifact_id=options.artifact_id)
-    assignment.seed.CopyFrom(_seed(options))
+    seed = _seed(options)
+    assignment = action.assignments.add(artifact_id=await kernel_named(options.artifact_id, channel))
+    assignment.seed.CopyFrom(seed)
     return await _send(command, channel)
 
 

@@ -8,6 +8,7 @@ from esper.cli.control import Do, call
 from esper.errors import Corrupt, InvalidRequest
 
 _ID = re.compile(r"[0-9a-f]{6,64}")
+_WHOLE_ID = re.compile(r"[0-9a-f]{64}")
 _PAGE = 1000
 _MOST = 2**63 - 1  # that the library's tables hold
 _MOST_CHANNELS, _MOST_DEPTH, _MOST_IDLE_DAYS = 1_048_576, 1_000_000, 36_500
@@ -253,13 +254,14 @@ async def _resolve(name: str, channel: Any) -> str:
     from esper.errors import NotFound
     from esper.runtime.library_text import only
 
-    digits = name.rpartition("/")[2]
-    if not _ID.fullmatch(digits):
-        return str((await _stub(channel).GetAlias(pb.GetAliasRequest(alias=name))).target_name)
     try:
         return str((await _stub(channel).GetAlias(pb.GetAliasRequest(alias=name))).target_name)
-    except NotFound:
-        pass
+    except NotFound as error:
+        if not _ID.fullmatch(name.rpartition("/")[2]):
+            raise NotFound(
+                f"{error}. A name here is an alias, or the first six digits or more of an id; what has the title "
+                f"{name} is listed by `esper library list` and shown by `esper blueprint show {name}`"
+            ) from error
     found: list[str] = []
     for shelf in (pb.BLUEPRINT_STATUS_UNSPECIFIED, pb.BLUEPRINT_STATUS_ARCHIVED):
         blueprints = pb.ListBlueprintsRequest(page=PageRequest(size=_PAGE), status=shelf)
@@ -290,6 +292,18 @@ async def blueprint_named(name: str, channel: Any) -> str:
     if collection != "blueprints":
         raise InvalidRequest(
             f"{name} is a kernel; a lineage is one of blueprints, and `esper library show` names its own"
+        )
+    return number
+
+
+async def kernel_named(name: str, channel: Any) -> str:
+    """Artifact id of a kernel; a whole id is taken as it is, and the library is not asked."""
+    if _WHOLE_ID.fullmatch(name):
+        return name
+    collection, _, number = (await _resolve(name, channel)).partition("/")
+    if collection != "kernels":
+        raise InvalidRequest(
+            f"{name} is a blueprint, and a kernel is wanted: `esper library show {name}` lists its kernels"
         )
     return number
 

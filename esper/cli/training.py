@@ -49,7 +49,7 @@ def run_train(options: argparse.Namespace) -> int:
     if options.resume:
         return _conduct(_resumed(options), options, controls=options.controls)
     if not options.what:
-        raise InvalidConfig("name a task as module:callable or a YAML file, or --resume a run")
+        raise InvalidConfig("name a task as module:callable, file.py:callable or a YAML file, or --resume a run")
     spec = _over(_read(options.what), options)
     return _conduct(
         spec.named(spec.task.partition(":")[0].rpartition(".")[2].lower()), options, controls=options.controls
@@ -85,8 +85,12 @@ def _read(what: str) -> TrainSpec:
         values.setdefault("import_paths", [str(path.parent.absolute())])
         return spec_from(values, str(path))
     module, colon, name = what.rpartition(":")
+    if (file := what.removesuffix(":")).endswith(".py"):
+        raise InvalidConfig(f"{what} names no task: write it as file.py:callable, e.g. {file}:make_task")
     if module.endswith(".py"):
         path = Path(module).absolute()
+        if not path.is_file():
+            raise InvalidConfig(f"task {what}: there is no file {path}; name one that is there as file.py:callable")
         return TrainSpec(task=f"{path.stem}:{name}", import_paths=[str(path.parent)])
     return TrainSpec(task=f"{module}{colon}{name}", import_paths=[str(Path.cwd())])
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 
+from esper.api.common.v1 import seed_pb2
 from esper.api.kasmina.v1 import control_pb2, execution_pb2, execution_pb2_grpc, telemetry_pb2
 from esper.api.kasmina.v1 import nursery_pb2 as pb
 from esper.api.kasmina.v1 import nursery_pb2_grpc as pb_grpc
@@ -55,7 +56,7 @@ class NurseryServicer(pb_grpc.NurseryServiceServicer):
 
 
 class ExecutionServicer(execution_pb2_grpc.ExecutionServiceServicer):
-    """Contract: proto/esper/api/kasmina/v1/execution.proto. Seeds are those of the run's last decision point."""
+    """Contract: proto/esper/api/kasmina/v1/execution.proto. Seeds are as SeedBoard has them."""
 
     def __init__(self, board: "SeedBoard", publish: Publish) -> None:
         self.board = board
@@ -76,8 +77,15 @@ class ExecutionServicer(execution_pb2_grpc.ExecutionServiceServicer):
         return execution_pb2.SendCommandResponse()
 
 
+_ALPHA_AT_END = {
+    seed_pb2.SEED_STATE_FOSSILIZED: 1.0,
+    seed_pb2.SEED_STATE_CULLED: 0.0,
+    seed_pb2.SEED_STATE_CANCELLED: 0.0,
+}
+
+
 class SeedBoard:
-    """The latest seeds of each run, as its packets told."""
+    """The latest seeds of each run, as its packets told; of one that is over, with the moves that its end made."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[int, list[telemetry_pb2.SeedStatus], bool]] = {}
@@ -85,6 +93,17 @@ class SeedBoard:
     def show(self, run_id: str, step: int, seeds: list[telemetry_pb2.SeedStatus], *, over: bool) -> None:
         """Take one decision point."""
         self._latest[run_id] = (step, seeds, over)
+
+    def move(self, run_id: str, moved: seed_pb2.SeedTransition) -> None:
+        """Take one move of a run that is over. While one goes on, its next packet has it, and more."""
+        step, seeds, over = self._latest.get(run_id, (0, [], False))
+        if not over:
+            return
+        for seed in seeds:
+            if (seed.seed.site, seed.seed.slot) == (moved.seed.site, moved.seed.slot):
+                seed.state, seed.state_step, seed.reason = moved.to, moved.step, moved.reason
+                seed.alpha = _ALPHA_AT_END.get(moved.to, seed.alpha)
+        self._latest[run_id] = (max(step, moved.step), seeds, over)
 
     def seeds(self, run_id: str) -> tuple[int, list[telemetry_pb2.SeedStatus]]:
         """Step and seeds of a run's last decision point. Raises NotFound for an unknown run."""

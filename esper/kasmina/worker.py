@@ -1,6 +1,7 @@
 """Keeps the seed board up to date from the runs' packets, and puts operators' commands on the bus."""
 
 from esper.api.kasmina.v1 import control_pb2
+from esper.api.nissa.v1 import observability_pb2
 from esper.api.tolaria.v1 import state_pb2
 from esper.kasmina.service import SeedBoard
 from esper.oona.envelope import Sender, unpack
@@ -14,6 +15,8 @@ async def keep_board(bus: Bus, board: SeedBoard) -> None:
         packet = unpack(Name.EPOCH, delivery.envelope)
         if isinstance(packet, state_pb2.SystemStatePacket):
             board.show(packet.run_id, packet.step, list(packet.seeds), over=packet.final)
+        elif isinstance(packet, observability_pb2.RunEvent) and packet.HasField("transition"):
+            board.move(packet.run_id, packet.transition)
 
 
 class CommandPublisher:

@@ -94,7 +94,8 @@ def _require_free(target: Path) -> None:
     names = {path.name for path in target.iterdir()}
     foreign = sorted(names - WRITTEN)
     if foreign or (names and _form_of(target) not in FORMS):
-        what = ", ".join(foreign[:3]) or f"a {FACTS} that no form has"
+        no_form = f"a {FACTS} that no form has" if FACTS in names else f"{', '.join(sorted(names))} without a {FACTS}"
+        what = ", ".join(foreign[:3]) or no_form
         raise Conflict(f"{target} holds something else than a form ({what}); name another folder with --to")
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from esper.nissa.genealogy import in_words
+from esper.runtime.happened import read_happened
 from esper.runtime.stored import SPEC, begun_s, holds_run, read_own, read_stored
+
+_STATE, _STRATEGY = ("state", "SEED_STATE_"), ("strategy", "GRAFT_STRATEGY_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +122,39 @@ def genealogy(fossil: Mapping[str, Any], blueprints: Mapping[str, Any]) -> str:
     return f"{name}: made by {known['author'] or 'nobody named'}{origin}" + (f" ({source})" if source else "")
 
 
+def result_lines(result: Mapping[str, Any], total_steps: int) -> list[str]:
+    """result.json, a line for each figure and each graft. `total_steps`: that the run was to make, 0 if not known."""
+    lines = []
+    for name, value in result.items():
+        if name == "grafts":
+            lines += [f"graft       {_graft(graft)}" for graft in value]
+        elif name == "steps" and value < total_steps:
+            lines.append(f"steps       {value} of {total_steps}")
+        elif name != "run_id" and value not in (None, ""):
+            lines.append(f"{name:11} {value}")
+    return lines
+
+
+def _graft(graft: Mapping[str, Any]) -> str:
+    """A graft of result.json, which is a `Graft` as JSON: what is zero there is absent."""
+    seed, folded = graft["seed"], ", folded into its layer" if graft.get("folded") else ""
+    words = [str(graft.get(name, "")).rpartition(prefix)[2] for name, prefix in (_STATE, _STRATEGY)]
+    return (
+        f"{seed['site']}/{seed.get('slot', 0)} inserted at step {graft.get('insertedStep', 0)}, "
+        f"{' '.join(words)}, alpha {graft.get('alpha', 0)}{folded}: kernel {graft['artifactId']}"
+    )
+
+
 def describe(run: StoredRun) -> str:
-    """What one run is and what came of it."""
+    """What one run is, what came of it, and what happened for which reasons."""
+    happened = read_happened(run.folder)
     lines = [f"run         {run.run_id}", f"directory   {run.folder}", f"task        {run.spec['task']}"]
-    lines += [f"{name:11} {value}" for name, value in run.result.items() if name not in ("run_id", "export")]
+    lines += result_lines(run.result, happened.total_steps)
     if not run.result:
         lines.append("result      none yet: it is under way, or it was ended")
     for fossil in run.lineage.get("fossils", []):
         lines.append(f"fossil      {fossil['seed']} at step {fossil['step']}: kernel {fossil['artifact_id']}")
         lines.append(f"genealogy   {genealogy(fossil, run.lineage.get('blueprints', {}))}")
+    lines += happened.lines
     reports = [name for name in ("report.html", "events.jsonl", "model.py", "model.pt") if (run.folder / name).exists()]
     return "\n".join([*lines, f"files       {', '.join(reports) or 'none'}"])

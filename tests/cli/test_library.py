@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+from esper.api.common.v1 import seed_pb2
+from esper.api.kasmina.v1 import control_pb2, execution_pb2_grpc, telemetry_pb2
 from esper.api.urza.v1 import library_pb2 as pb
 from esper.api.urza.v1 import library_pb2_grpc as pb_grpc
+from esper.kasmina.service import ExecutionServicer, SeedBoard
 from esper.rpc.server import Server
 from esper.urza.service import LibraryServicer
 from tests.urza.fakes import add_blueprint, add_kernel, graph, identify, open_library, promotion
@@ -20,10 +23,21 @@ from tests.urza.fakes import add_blueprint, add_kernel, graph, identify, open_li
 PARENT, CHILD = identify(graph(1)), identify(graph(2))
 
 
+def board() -> SeedBoard:
+    """That of a run "live" with one seed."""
+    made = SeedBoard()
+    seed = telemetry_pb2.SeedStatus(seed=seed_pb2.SeedRef(run_id="live", site="conv1"))
+    made.show("live", 1, [seed], over=False)
+    return made
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """Two blueprints, one derived from the other, a promoted kernel, a quarantined one and an alias; ids by name."""
+    """A run; two blueprints, one derived from the other; a promoted and a quarantined kernel, an alias. Ids by name."""
     ready, done, ids = threading.Event(), threading.Event(), dict[str, str]()
+
+    async def keep(command: control_pb2.ControlCommand) -> None:
+        ids["germinated"] = command.germinate.assignments[0].artifact_id
 
     async def serve() -> None:
         library = await open_library(tmp_path)
@@ -36,6 +50,7 @@ def served(tmp_path: Path) -> Iterator[dict[str, str]]:
         await library.set_alias(pb.SetAliasRequest(alias="best/one", target_name=f"kernels/{ids['good']}"))
         server = Server(tokens=None)
         server.mount(pb_grpc.add_LibraryServiceServicer_to_server, LibraryServicer(library))
+        server.mount(execution_pb2_grpc.add_ExecutionServiceServicer_to_server, ExecutionServicer(board(), keep))
         port = await server.start()
         home = tmp_path / ".esper"
         home.mkdir()
@@ -106,9 +121,22 @@ def test_statuses_and_aliases_can_be_changed(served, esper) -> None:
     assert f"my/own    blueprints/{CHILD}" in esper("library", "aliases").out
 
 
+def test_a_seed_germinates_with_the_digits_that_tables_print_or_with_an_alias(served, esper) -> None:
+    for name in (served["good"][:12], served["good"], "best/one"):
+        served.pop("germinated", None)
+        said = esper("seed", "germinate", "live", "conv1/0", name)
+        assert said.status == 0 and served["germinated"] == served["good"], said
+    for name, words in ((PARENT[:12], ("is a blueprint", "esper library show")), ("conv3", ("six digits or more",))):
+        said = esper("seed", "germinate", "live", "conv1/0", name)
+        assert said.status == 1 and all(word in said.err for word in words), said
+
+
 def test_what_is_wrong_is_named_and_ends_with_status_1(served, esper, tmp_path) -> None:
     for arguments, words in (
         (("show", "nothing"), ("nothing", "no such alias", "esper library alias nothing NAME")),
+        (("show", "conv3"), ("six digits or more", "esper blueprint show conv3")),
+        (("show", PARENT[:5]), ("six digits or more",)),
+        (("search", "map2d", "8", "--limit", "5000"), ("limit must be", "1000", "got 5000")),
         (("move", served["good"], "pending_benchmarking", "--reason", "r"), ("kernel is VALIDATED and cannot become",)),
         (("move", served["bad"], "compiling", "--reason", "r"), ("cannot be COMPILING; statuses are PENDING_",)),
         (("move", CHILD, "validated", "--reason", "r"), ("blueprints/", "VALIDATED")),
@@ -128,7 +156,7 @@ def test_what_is_wrong_is_named_and_ends_with_status_1(served, esper, tmp_path) 
         (("search", "vector", str(2**32)), ("channels must be 0 to 1048576",)),
         (("search", "vector", "8", "--max-parameters", str(2**64)), ("--max-parameters must be 0 to",)),
         (("list", "--limit", "0"), ("--limit must be 1 to 1000",)),
-        (("search", "map2d", "8", "--max-risk", "2"), ("max_risk",)),
+        (("search", "map2d", "8", "--max-risk", "2"), ("max_risk", "got 2.0")),
     ):
         said = esper("library", *arguments)
         assert said.status == 1 and said.out == "" and "Traceback" not in said.err, said

@@ -6,6 +6,7 @@ import pytest
 
 from esper.api.common.v1 import seed_pb2
 from esper.api.kasmina.v1 import control_pb2, execution_pb2, nursery_pb2, telemetry_pb2
+from esper.api.nissa.v1 import observability_pb2
 from esper.api.tolaria.v1 import state_pb2
 from esper.errors import NotFound, PreconditionFailed
 from esper.kasmina.nursery.desk import NurseryDesk
@@ -93,6 +94,46 @@ async def test_the_board_follows_the_runs_packets():
     await bus.close()
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
+
+
+def moved(slot, to, step=9):
+    before, seed = seed_pb2.SEED_STATE_TRAINING, seed_pb2.SeedRef(run_id=RUN, site="conv1", slot=slot)
+    return seed_pb2.SeedTransition(**{"seed": seed, "from": before, "to": to, "step": step, "reason": "the run ended"})
+
+
+async def test_the_board_has_the_moves_that_the_end_of_a_run_made_after_its_last_packet():
+    bus, made, sender = MemoryBus(), SeedBoard(), Sender("tolaria/0")
+    seeds = [status(slot=slot, state=seed_pb2.SEED_STATE_TRAINING) for slot in range(2)]
+    packet = state_pb2.SystemStatePacket(run_id=RUN, step=7, seeds=seeds, final=True)
+    await bus.publish(Name.EPOCH, sender.seal(packet, run_id=RUN))
+    event = observability_pb2.RunEvent(run_id=RUN, transition=moved(1, seed_pb2.SEED_STATE_CANCELLED))
+    await bus.publish(Name.EPOCH, sender.seal(event, run_id=RUN))
+    following = asyncio.ensure_future(keep_board(bus, made))
+    async with asyncio.timeout(10):
+        while made._latest.get(RUN, (0,))[0] != 9:
+            await asyncio.sleep(0)
+    _, (first, second) = made.seeds(RUN)
+    assert first == seeds[0]
+    assert (second.state, second.state_step, second.reason) == (seed_pb2.SEED_STATE_CANCELLED, 9, "the run ended")
+    await bus.close()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+def test_the_alpha_of_a_graft_that_the_end_kept_or_took_out_is_what_it_is_then():
+    seeds = [status(slot=slot, state=seed_pb2.SEED_STATE_FINE_TUNING) for slot in range(2)]
+    made = board(*seeds, over=True)
+    made.move(RUN, moved(0, seed_pb2.SEED_STATE_FOSSILIZED))
+    seeds[1].alpha = 0.5
+    made.move(RUN, moved(1, seed_pb2.SEED_STATE_CULLED))
+    assert [seed.alpha for seed in made.seeds(RUN)[1]] == [1.0, 0.0]
+
+
+def test_a_move_in_mid_run_waits_for_the_packet_that_has_all_of_it():
+    made = board()
+    made.move(RUN, moved(0, seed_pb2.SEED_STATE_CULLED, step=50))
+    made.move("another", moved(0, seed_pb2.SEED_STATE_CULLED))
+    assert made.seeds(RUN) == (40, [status()])
 
 
 async def test_an_operators_command_goes_on_the_bus_under_its_own_id():

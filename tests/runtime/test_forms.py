@@ -186,6 +186,10 @@ def test_what_somebody_put_beside_a_form_is_not_lost(folder):
     with pytest.raises(Conflict, match=r"serve\.py"):
         export_form(run, "bf16", str(out), 0.05)
     assert (out / "serve.py").read_text() == "precious"
+    plain = folder / "plain"
+    export_run(run, str(plain))
+    with pytest.raises(Conflict, match=r"something else than a form \(model\.pt, model\.py without a form\.json\)"):
+        export_form(run, "bf16", str(plain), 0.05)
     other = folder / "other"
     other.mkdir()
     (other / "form.json").write_text("{}")

@@ -93,7 +93,7 @@ def test_seeds_are_listed_with_their_states(command, training):
         (("seed", "cull", "live", "conv1"), ("<site>/<slot>", "'conv1'")),
         (("seed", "cull", "live", "conv1/first"), ("<site>/<slot>",)),
         (("seed", "kernels", "nobody"), ("no run 'nobody' is known", "live")),
-        (("seed", "germinate", "live", SEED, "short"), ("artifact_id",)),
+        (("seed", "germinate", "live", SEED, "short"), ("short", "six digits")),
         (("pause", "nobody"), ("no run 'nobody'",)),
         (("explain", "live/9999999/1"), ("live/9999999/1",)),
     ],
@@ -115,7 +115,7 @@ def test_growth_is_paused_and_resumed(command, training):
 
 def test_a_seed_is_germinated_tried_and_culled_by_hand(command, training):
     artifact_id = kernel(command)
-    done = outcome(training, command("seed", "germinate", "live", SEED, artifact_id, "--nursery-steps", "5"))
+    done = outcome(training, command("seed", "germinate", "live", SEED, artifact_id[:12], "--nursery-steps", "5"))
     assert done["applied"] and "1 seeds germinated" in done["detail"]
     until(lambda: state(command) == "TRAINING", 30)
     line = next(line for line in command("seed", "list", "live").splitlines() if line.startswith(SEED))

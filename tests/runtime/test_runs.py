@@ -36,3 +36,37 @@ def test_a_run_recorded_without_a_genealogy_says_so():
     unknown = "what it descends from is not known"
     assert said({"blueprint_id": "c" * 64}, None) == f"{'c' * 12}: {unknown}"
     assert said({}, {}) == f"its blueprint is not known: {unknown}"
+
+
+GRAFT = {
+    "seed": {"runId": "one", "site": "conv2"},
+    "artifactId": "a" * 64,
+    "strategy": "GRAFT_STRATEGY_RESIDUAL",
+    "state": "SEED_STATE_FOSSILIZED",
+    "insertedStep": "5400",
+    "alpha": 1.0,
+}
+
+
+def shown(folder, result):
+    return describe(StoredRun(folder, {"run_id": "one", "task": "digits"}, result, {})).splitlines()
+
+
+def test_a_graft_is_a_line(tmp_path):
+    lines = shown(tmp_path, {"grafts": [GRAFT, GRAFT | {"folded": True, "seed": {"site": "fc", "slot": 2}}]})
+    words = f"inserted at step 5400, FOSSILIZED RESIDUAL, alpha 1.0: kernel {'a' * 64}"
+    assert f"graft       conv2/0 {words}" in lines
+    assert f"graft       fc/2 {words.replace(':', ', folded into its layer:')}" in lines
+
+
+def test_steps_of_a_run_that_stopped_short_are_beside_those_it_was_started_for(tmp_path):
+    assert "steps       14262" in shown(tmp_path, {"steps": 14262})
+    (tmp_path / "events.jsonl").write_text('{"kind": "hello", "total_steps": 40000}\n')
+    assert "steps       14262 of 40000" in shown(tmp_path, {"steps": 14262})
+    assert "steps       40000" in shown(tmp_path, {"steps": 40000})
+
+
+def test_the_decisions_are_shown_with_their_reasons(tmp_path):
+    event = '{"kind": "decision", "decision": "ADD_SEED", "reason": "it is time", "decision_id": "one/3/1", "step": 9}'
+    (tmp_path / "events.jsonl").write_text(event + "\n")
+    assert "decision    step 9: ADD_SEED: it is time (one/3/1)" in shown(tmp_path, {})

@@ -48,7 +48,7 @@ class ListSeedsResponse(google.protobuf.message.Message):
     SEEDS_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     step: builtins.int
-    """Step of the run's last decision point."""
+    """Step of the run's last decision point; of a run that is over, its last step."""
     @property
     def header(self) -> esper.api.common.v1.resource_pb2.ReplyHeader:
         """Store position."""

@@ -54,7 +54,7 @@ class ExecutionServiceServicer(object):
     """
 
     def ListSeeds(self, request, context):
-        """Lists a run's seeds as of its last decision point.
+        """Lists a run's seeds as of its last decision point; of a run that is over, as its end left them.
 
         NOT_FOUND: no such run.
         """

@@ -27,7 +27,7 @@ class ExecutionServiceStub:
         esper.api.kasmina.v1.execution_pb2.ListSeedsRequest,
         esper.api.kasmina.v1.execution_pb2.ListSeedsResponse,
     ]
-    """Lists a run's seeds as of its last decision point.
+    """Lists a run's seeds as of its last decision point; of a run that is over, as its end left them.
 
     NOT_FOUND: no such run.
     """
@@ -51,7 +51,7 @@ class ExecutionServiceAsyncStub:
         esper.api.kasmina.v1.execution_pb2.ListSeedsRequest,
         esper.api.kasmina.v1.execution_pb2.ListSeedsResponse,
     ]
-    """Lists a run's seeds as of its last decision point.
+    """Lists a run's seeds as of its last decision point; of a run that is over, as its end left them.
 
     NOT_FOUND: no such run.
     """
@@ -77,7 +77,7 @@ class ExecutionServiceServicer(metaclass=abc.ABCMeta):
         request: esper.api.kasmina.v1.execution_pb2.ListSeedsRequest,
         context: _ServicerContext,
     ) -> typing.Union[esper.api.kasmina.v1.execution_pb2.ListSeedsResponse, collections.abc.Awaitable[esper.api.kasmina.v1.execution_pb2.ListSeedsResponse]]:
-        """Lists a run's seeds as of its last decision point.
+        """Lists a run's seeds as of its last decision point; of a run that is over, as its end left them.
 
         NOT_FOUND: no such run.
         """
