@@ -169,7 +169,7 @@ class Session:
         return moved
 
     def checkpoint(self) -> None:
-        """Copy everything the run needs to go on; the files are written by others. At a decision point only."""
+        """Copy everything the run needs to go on; the files are written by others. Between two steps only."""
         run = self.run
         snapshot = run.capture()
         tensors = run.write(snapshot, "checkpoint")
@@ -242,13 +242,14 @@ class Session:
         self.arrivals.journal.close()
 
     def stop(self) -> None:
-        """At a decision point before the last step, instead of `decide`: leave the run so that it can go on.
+        """After a step, and after `decide` where that is due: leave the run so that it can go on.
 
         What is open stays open, and a checkpoint has all of it; `close` waits until that is written. Several
         ranks call it alike.
         """
-        self.commands.checkpoint_wanted = True
-        self.decide()
+        self.checkpoint()
+        self.reports.transitions()
+        self.reports.advance()
         self.reports.goodbye(stopped=True)
         self.stopped = True
 

@@ -47,7 +47,7 @@ def make_batch(number):
 
 
 def batch(step):
-    if step > 300 and Path("slow").exists():
+    if step > 500 and Path("slow").exists():
         time.sleep(0.05)
     return make_batch(step)
 
@@ -76,13 +76,13 @@ def test_one_interrupt_keeps_the_run_and_it_goes_on_as_it_would_have(nats_server
 
     (tmp_path / "slow").touch()
     training = Esper(tmp_path, *START, *services, "--run-id", "c")
-    until(lambda: "step 300: " in training.text, 240, training.text)
+    until(lambda: "step 400: " in training.text, 240)
     training.process.send_signal(signal.SIGINT)
     assert training.wait(120) == 130, training.text
     (tmp_path / "slow").unlink()
     folder = tmp_path / "runs/c"
     goodbye = events(folder, "goodbye")[-1]
-    assert goodbye["stopped"] and 300 <= goodbye["step"] < 1500
+    assert goodbye["stopped"] and 400 <= goodbye["step"] < 1500
     words = f"stopped at step {goodbye['step']} of 1500; go on: esper train --resume c"
     assert training.text.splitlines()[-1] == f"esper: run c {words}"
     assert f"stopped at step {goodbye['step']} of 1500" in (folder / "report.html").read_text()

@@ -11,24 +11,13 @@ from esper.tolaria.loop import train
 from tests.flow.local import LocalRun
 from tests.tolaria import runs
 from tests.tolaria.runs import let_go
-from tests.tolaria.saga import STEPS, begin, follow
+from tests.tolaria.saga import begin, follow
 from tests.tolaria.told import SETTING
 
 
-class ReachedError(Exception):
-    """The step after which a run is to be stopped is done."""
-
-
 def stop_after(local: LocalRun, step: int) -> None:
-    """Train to a decision point, and stop there instead of deciding."""
-
-    def reached(local: LocalRun) -> None:
-        if local.session.steps_done == step:
-            raise ReachedError
-
-    with pytest.raises(ReachedError):
-        follow(local, SETTING, STEPS, reached)
-    assert local.session.due
+    """Train until so many steps are done, and stop."""
+    follow(local, SETTING, step)
     local.session.stop()
 
 
@@ -44,13 +33,13 @@ def goodbyes(local: LocalRun) -> list[tuple[int, bool, bool, str]]:
 @pytest.mark.parametrize(
     ("step", "state"),
     [
-        (30, State.TRAINING),
-        (50, State.GRAFTING),
-        (60, State.STABILIZATION),
-        (80, State.FINE_TUNING),
-        (150, State.EVALUATING),
-        (200, State.LOADING),
-        (250, State.ROLLED_BACK),
+        (30, State.TRAINING),  # at a decision point; the others are between two
+        (53, State.GRAFTING),
+        (66, State.STABILIZATION),
+        (84, State.FINE_TUNING),
+        (155, State.EVALUATING),
+        (206, State.LOADING),
+        (251, State.ROLLED_BACK),
     ],
     ids=str,
 )
@@ -68,16 +57,16 @@ def test_what_is_open_stays_open_and_goes_on_as_if_nobody_had_stopped_it(told, s
 
 
 def test_stopped_in_a_replay_it_says_so_and_goes_on_from_the_checkpoint_that_it_began_with(told):
-    told.put_back(159)
+    told.put_back(165)
     store = CheckpointStore(told.directory / "checkpoints")
     for folder in store.folders():
         if folder.name > "step-000000090":
             shutil.rmtree(folder)
     local = begin(told.directory, SETTING, resumed=True)
-    stop_after(local, 140)
+    stop_after(local, 143)
     assert local.run.muted
     let_go(local)
-    assert goodbyes(local) == [(140, False, True, "")]
+    assert goodbyes(local) == [(143, False, True, "")]
     assert newest(local) == 90
     told.resume(60)
 
@@ -94,17 +83,17 @@ def trained(tmp_path):
     let_go(local)
 
 
-def test_the_loop_stops_at_the_next_decision_point(trained):
+def test_the_loop_stops_after_the_step_that_it_is_in(trained):
     local, train = trained
     train(100, stop=stopping_at(local, 33))
-    assert (local.session.steps_done, local.session.stopped, local.session.ended) == (40, True, False)
-    assert newest(local) == 40
+    assert (local.session.steps_done, local.session.stopped, local.session.ended) == (33, True, False)
+    assert newest(local) == 33
     assert local.run.spool.folder.is_dir()
 
 
 def test_a_stop_that_comes_too_late_ends_the_run(trained):
     local, train = trained
-    train(40, stop=stopping_at(local, 33))
+    train(40, stop=stopping_at(local, 40))
     assert (local.session.steps_done, local.session.stopped, local.session.ended) == (40, False, True)
     assert [completed for _, completed, _, _ in goodbyes(local)] == [True]
 
