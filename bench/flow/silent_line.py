@@ -37,7 +37,7 @@ class SilentLine:
     def wait(self, done: Callable[[], bool], limit_s: float = 600.0) -> None:
         raise Unavailable("an answer is waited for, and nobody is at the other end of this line")
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 10.0) -> None:
         self._posted.put(None)
         self._thread.join()
 

@@ -21,8 +21,9 @@ def entry_of_event(event: pb.RunEvent, issuer: str) -> pb.AuditEntry | None:
     if event.HasField("hello"):
         return _entry(event, "trainer", "run.begun", _begun(event.hello))
     if event.HasField("goodbye"):
-        action = "run.ended" if event.goodbye.completed else "run.failed"
-        return _entry(event, "trainer", action, {"step": event.goodbye.step, "error": event.goodbye.error})
+        said = event.goodbye
+        action = "run.stopped" if said.stopped else "run.ended" if said.completed else "run.failed"
+        return _entry(event, "trainer", action, {"step": said.step, "error": said.error})
     if event.HasField("outcome"):
         outcome = event.outcome
         action = "command.applied" if outcome.applied else "command.refused"

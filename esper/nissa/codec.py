@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from esper.api.common.v1 import seed_pb2, training_pb2
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
+from esper.api.tolaria.v1 import trainer_pb2
 from esper.errors import InvalidRequest
 
 # Events that say the same when they say the same thing, whoever sent them and how often.
@@ -69,6 +70,18 @@ def decision_name(kind: int) -> str:
 def control_name(control: int) -> str:
     """ "twin" or "ablation"; "unspecified" where it was not said."""
     return _name(training_pb2.Control, "CONTROL_", control).lower()
+
+
+def ending(goodbye: trainer_pb2.Goodbye, total_steps: int) -> str:
+    """How a run ended, in words. `total_steps`: that it meant to do, 0 where that is not known."""
+    if goodbye.stopped:
+        return stopped_at(goodbye.step, total_steps) + "; it can be resumed"
+    return "completed" if goodbye.completed else f"ended by an error: {goodbye.error}"
+
+
+def stopped_at(step: int, total_steps: int) -> str:
+    """Where a run was stopped, in words."""
+    return f"stopped at step {step}" + (f" of {total_steps}" if total_steps else "")
 
 
 def source_of(transition: seed_pb2.SeedTransition) -> int:

@@ -185,7 +185,8 @@ def _hello(said: trainer_pb2.Hello) -> Fields:
 
 
 def _goodbye(said: trainer_pb2.Goodbye) -> Fields:
-    return {"completed": said.completed, "error": said.error}
+    stopped = {"stopped": True} if said.stopped else {}  # so that files of earlier releases still agree with their log
+    return {"completed": said.completed, **stopped, "error": said.error}
 
 
 def _summary(said: pb.RunSummary) -> Fields:

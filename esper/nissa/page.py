@@ -8,7 +8,7 @@ from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1 import controller_pb2
 from esper.api.urza.v1 import library_pb2
 from esper.errors import InvalidBlueprint
-from esper.nissa.codec import control_name, decision_name, seed_name, state_name
+from esper.nissa.codec import control_name, decision_name, ending, seed_name, state_name
 from esper.nissa.genealogy import Ancestor, family
 from esper.nissa.lineage import Fossil, Kernels
 from esper.nissa.pedigrees import NO_PEDIGREES, Pedigrees
@@ -88,9 +88,7 @@ def page_of(record: RunRecord, kernels: Kernels, pedigrees: Pedigrees = NO_PEDIG
 def _status(record: RunRecord) -> str:
     if record.goodbye is None:
         return "not over: no goodbye was heard"
-    if record.goodbye.completed:
-        return "completed"
-    return f"ended by an error: {record.goodbye.error}"
+    return ending(record.goodbye, record.hello.total_steps if record.hello is not None else 0)
 
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ said of overhead.
 """
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from esper.runtime.home import KEEPERS, Home
 from esper.runtime.platform import now
 from esper.runtime.runs import check_resumable, read_run
 from esper.runtime.spec import TrainSpec
+from esper.runtime.stopping import STOPPED, how_to_go_on, stop_on_signal
 from esper.runtime.trainer import build, run_session
 from esper.runtime.view import watch
 from esper.tolaria.checkpoint import CheckpointStore
@@ -36,6 +38,7 @@ Event = observability_pb2.RunEvent
 def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     """Train a run as its spec says, and its controls if wanted, here. Returns the exit status.
 
+    That is STOPPED for a run that was stopped, which can go on.
     Raises Conflict where a runtime holds the home, and as `check_resumable` for a run to be resumed.
     """
     torch.set_num_threads(spec.threads)
@@ -68,10 +71,17 @@ def conduct_alone(spec: TrainSpec, *, live: bool, controls: bool) -> int:
         for text in passed_over:
             recording.sink.request(warning(text))
         run = make_run(handle, parts, plan, components.line(recording.sink, store))
-        run_session(spec, task, parts, open_session(handle, run, checkpoint), lambda: False)
-        _conclude(plan, components, recording, controls)
+        session = open_session(handle, run, checkpoint)
+        with stop_on_signal() as stop:
+            ended = run_session(spec, task, parts, session, stop)
+        if ended:
+            _conclude(plan, components, recording, controls)
     print(f"report: {plan.directory / 'report.html'}")
-    return 0
+    if ended:
+        return 0
+    words = how_to_go_on(plan.run_id, plan.directory, run.step, plan.total_steps)
+    print(f"esper: {words}", file=sys.stderr)
+    return STOPPED
 
 
 def _conclude(plan: Plan, components: Components, recording: "Recording", controls: bool) -> None:

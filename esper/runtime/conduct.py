@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from esper.runtime.launch import Child, find_or_start_runtime, start_trainer
 from esper.runtime.platform import now
 from esper.runtime.runs import StoredRun, check_resumable, read_run
 from esper.runtime.spec import TrainSpec
+from esper.runtime.stopping import STOPPED, how_to_go_on
 from esper.runtime.view import watch
 from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.task import load_task
@@ -36,7 +38,7 @@ LAST_EVENTS_S = 10.0
 
 
 def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
-    """Train a run in a process of its own and show it. Returns the exit status.
+    """Train a run in a process of its own and show it. Returns the exit status, STOPPED for a run that was stopped.
 
     `controls`: afterwards train the same model never grown, and one of the final size.
     Raises Unavailable where runtime or trainer cannot be had or end early, with the end of their log, and
@@ -53,7 +55,7 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     try:
         trainer = start_trainer(spec.write())
         contact = runtime.contact
-        asyncio.run(_accompany(spec, settings, contact.address, contact.token(), trainer, live, controls))
+        stopped = asyncio.run(_accompany(spec, settings, contact.address, contact.token(), trainer, live, controls))
     except asyncio.CancelledError:  # by the second Ctrl-C
         raise KeyboardInterrupt from None
     except EsperError as error:
@@ -67,7 +69,11 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
             trainer.stop()
         take_back(spec)
         runtime.leave()
-    return 0
+    if stopped is None:
+        return 0
+    words = how_to_go_on(spec.run_id, Path(spec.directory), stopped, spec.steps or task.steps)
+    print(f"esper: {words}", file=sys.stderr)
+    return STOPPED
 
 
 async def _accompany(
@@ -78,19 +84,24 @@ async def _accompany(
     trainer: Child,
     live: bool,
     controls: bool,
-) -> None:
+) -> int | None:
+    """The step at which the run was stopped; None where it ended."""
     _pass_on_interrupts(trainer)
     async with open_channel(address, token=token) as channel:
         following = Following(spec.run_id, channel, trainer)
 
         async def conclude() -> None:
             await following.ended.wait()
+            if following.stopped:
+                return
             run = read_run(Path(spec.directory))
             jobs = control_jobs(run, settings.validate_every_steps) if controls else []
             await _conclude(run, jobs, following, channel)
 
         await _both(watch(following.events(), live=None if live else False), conclude())
         print(await _report(spec.run_id, channel))
+        ends = [event.goodbye.step for event in following.heard if event.HasField("goodbye")]
+        return ends[-1] if following.stopped else None
 
 
 async def _both(*works: Coroutine[Any, Any, object]) -> None:
@@ -107,7 +118,7 @@ async def _both(*works: Coroutine[Any, Any, object]) -> None:
 
 
 def _pass_on_interrupts(trainer: Child) -> None:
-    """The first Ctrl-C ends training in good order, with its result; a second one, or one after that, this process."""
+    """The first Ctrl-C stops training so that it can go on; a second one, or one after its end, ends this process."""
     loop, caller = asyncio.get_running_loop(), asyncio.current_task()
     assert caller is not None
 
@@ -130,7 +141,12 @@ class Following:
     channel: grpc.aio.Channel
     trainer: Child
     heard: list[observability_pb2.RunEvent] = field(default_factory=list)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)  # well, with a result
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # well: with a result, or stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training has ended before its last step, as it was asked to."""
+        return self.trainer.process.returncode == STOPPED
 
     async def events(self) -> AsyncIterator[observability_pb2.RunEvent]:
         """Every event until the run is over. Raises Unavailable when the training process was lost."""
@@ -169,7 +185,7 @@ class Following:
         """Notice the end of the training process."""
         while self.trainer.running:
             await asyncio.sleep(0.1)
-        if self.trainer.process.returncode == 0:
+        if self.trainer.process.returncode in (0, STOPPED):
             self.ended.set()
             return
         await asyncio.sleep(0.0 if not self.heard else 1.0)  # its goodbye may be on its way

@@ -84,8 +84,8 @@ class LocalLine:
                 raise DeadlineExceeded("an answer is waited for, and no job is left that could give it")
             self.nursery.do(self._jobs.popleft(), self._arrived.append)
 
-    def close(self) -> None:
-        """Nothing is held."""
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Nothing is held, and nothing waits to be sent."""
 
     def _decide(self, packet: Packet) -> None:
         response = self.decide(packet)

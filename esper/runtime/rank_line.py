@@ -103,9 +103,9 @@ class RankLine:
         finally:
             self._quiet = False
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = 10.0) -> None:
         if self.outer is not None:
-            self.outer.close()
+            self.outer.close(timeout_s)
 
     def _tell(self, error: EsperError) -> None:
         """The other ranks are waiting for an arrival: let them raise what this one raises."""

@@ -1,16 +1,21 @@
 """Runs as they lie on disk: find, list, describe."""
 
+import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
+from esper.nissa.codec import stopped_at
 from esper.nissa.genealogy import in_words
 from esper.runtime.happened import read_happened
 from esper.runtime.stored import SPEC, begun_s, holds_run, read_own, read_stored
 
 _STATE, _STRATEGY = ("state", "SEED_STATE_"), ("strategy", "GRAFT_STRATEGY_")
+
+_BEGUN, _ENDED = '{"kind": "hello"', '{"kind": "goodbye"'  # how their lines of events.jsonl begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,25 @@ def refuse_own_loop(run: StoredRun, remedy: str) -> None:
         )
 
 
+def stopped_in(run: StoredRun) -> str:
+    """Where a run was stopped, in words; empty for one that ended, goes on, or was killed."""
+    events = run.folder / "events.jsonl"
+    if run.result or not events.exists():
+        return ""
+    said: dict[str, dict[str, Any]] = {}
+    with events.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith(_BEGUN):
+                said.clear()
+            if line.startswith((_BEGUN, _ENDED)):
+                with contextlib.suppress(ValueError):  # a last line that is being written
+                    event = json.loads(line)
+                    said[event["kind"]] = event
+    if not said.get("goodbye", {}).get("stopped"):
+        return ""
+    return stopped_at(said["goodbye"]["step"], said.get("hello", {}).get("total_steps", 0))
+
+
 def check_resumable(run: StoredRun, total_steps: int) -> None:
     """Raises PreconditionFailed for a run that has reached its last step: what it would read is gone."""
     if run.result.get("steps", 0) >= total_steps:
@@ -106,7 +130,9 @@ def runs_table(runs: list[StoredRun]) -> str:
         loss = f"{run.result['test_loss']:.4f}" if run.result else "-"
         fossils = len(run.lineage.get("fossils", [])) if run.lineage else "-"
         parameters = run.result.get("parameters", "-")
-        lines.append(f"{run.run_id:28} {run.spec['task']:34} {policy:20} {loss:>9} {parameters:>10} {fossils:>7}")
+        stopped = stopped_in(run)
+        line = f"{run.run_id:28} {run.spec['task']:34} {policy:20} {loss:>9} {parameters:>10} {fossils:>7}"
+        lines.append(f"{line}  {stopped}" if stopped else line)
     return "\n".join(lines)
 
 
@@ -150,7 +176,9 @@ def describe(run: StoredRun) -> str:
     happened = read_happened(run.folder)
     lines = [f"run         {run.run_id}", f"directory   {run.folder}", f"task        {run.spec['task']}"]
     lines += result_lines(run.result, happened.total_steps)
-    if not run.result:
+    if stopped := stopped_in(run):
+        lines.append(f"result      none yet: {stopped}; go on: esper train --resume {run.run_id}")
+    elif not run.result:
         lines.append("result      none yet: it is under way, or it was ended")
     for fossil in run.lineage.get("fossils", []):
         lines.append(f"fossil      {fossil['seed']} at step {fossil['step']}: kernel {fossil['artifact_id']}")

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import torch
 from google.protobuf.json_format import MessageToDict
@@ -22,6 +20,7 @@ from esper.runtime.attach import attach
 from esper.runtime.home import Home
 from esper.runtime.rebuild import keep_kernels, write_model, write_weights
 from esper.runtime.spec import TrainSpec, read_spec
+from esper.runtime.stopping import STOPPED, stop_on_signal
 from esper.runtime.warm import die_with_parent
 from esper.tolaria.loop import train
 from esper.tolaria.session import Session
@@ -34,17 +33,20 @@ RESULT = "result.json"
 def main() -> int:
     die_with_parent()
     spec = read_spec(Path(sys.argv[1]))
-    stopping = _stop_on_signal()
     try:
-        train_run(spec, stop=stopping)
+        with stop_on_signal() as stop:
+            ended = train_run(spec, stop=stop)
     except (EsperError, OSError) as error:  # an OSError is a disk that is full or not ours: it names the file
         print(f"esper: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 0 if ended else STOPPED
 
 
-def train_run(spec: TrainSpec, *, stop: Callable[[], bool] = lambda: False) -> None:
-    """Train one run as its spec says; its model, weights and result are in its directory afterwards."""
+def train_run(spec: TrainSpec, *, stop: Callable[[], bool] = lambda: False) -> bool:
+    """Train one run as its spec says, to its end or until `stop` says so, and return whether it ended.
+
+    Of a run that ended, model, weights and result are in its directory afterwards; one that was stopped can go on.
+    """
     torch.set_num_threads(spec.threads)
     task, parts, handle = build(spec)
     session = attach(
@@ -63,7 +65,7 @@ def train_run(spec: TrainSpec, *, stop: Callable[[], bool] = lambda: False) -> N
         deterministic=spec.deterministic,
         resume=spec.resume,
     )
-    run_session(spec, task, parts, session, stop)
+    return run_session(spec, task, parts, session, stop)
 
 
 def build(spec: TrainSpec) -> tuple[Task, Parts, ModelHandle]:
@@ -82,18 +84,22 @@ def build(spec: TrainSpec) -> tuple[Task, Parts, ModelHandle]:
     return task, parts, handle
 
 
-def run_session(spec: TrainSpec, task: Task, parts: Parts, session: Session, stop: Callable[[], bool]) -> None:
-    """Train, end the run, write what it leaves, and let go of the line whatever happens."""
+def run_session(spec: TrainSpec, task: Task, parts: Parts, session: Session, stop: Callable[[], bool]) -> bool:
+    """Train, end the run, write what it leaves, and let go of the line whatever happens. Returns whether it ended."""
     try:
         train(task, parts, session, spec.steps or task.steps, stop=stop)
-        write_result(spec, task, session)
+        if session.ended:
+            write_result(spec, task, session)
     except BaseException as error:
         with contextlib.suppress(EsperError):
-            session.reports.goodbye(f"{type(error).__name__}: {error}")
+            interrupted = isinstance(error, KeyboardInterrupt)
+            session.reports.goodbye("interrupted" if interrupted else f"{type(error).__name__}: {error}")
         raise
     finally:
         session.close()
-    session.run.spool.close()
+    if session.ended:
+        session.run.spool.close()
+    return session.ended
 
 
 def write_result(spec: TrainSpec, task: Task, session: Session) -> None:
@@ -139,20 +145,6 @@ def read_test(task: Task, model: torch.nn.Module) -> Reading:
             if task.score is not None:
                 scores.append(task.score(outputs, batch).reshape(-1))
     return Reading(torch.cat(losses), torch.cat(scores) if scores else None)
-
-
-def _stop_on_signal() -> Callable[[], bool]:
-    """End the run in good order on SIGTERM and Ctrl-C; a second one ends the process."""
-    asked = [False]
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked[0]:
-            raise KeyboardInterrupt
-        asked[0] = True
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return lambda: asked[0]
 
 
 if __name__ == "__main__":

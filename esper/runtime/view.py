@@ -17,7 +17,7 @@ from rich.text import Text
 
 from esper.api.nissa.v1 import observability_pb2 as pb
 from esper.api.tamiyo.v1.controller_pb2 import DECISION_KIND_NONE
-from esper.nissa.codec import decision_name, seed_name, source_of, state_name
+from esper.nissa.codec import decision_name, ending, seed_name, source_of, state_name
 from esper.nissa.live import Line, Live, advance, decision_text
 from esper.nissa.page import ARMS, number, scaled
 from esper.nissa.seeds import CULLED, DORMANT, FOSSILIZED
@@ -98,7 +98,7 @@ def lines(before: Live, event: pb.RunEvent, every_steps: int) -> Iterator[str]:
         case "note":
             yield f"{event.note.level}: {event.note.text}"
         case "goodbye":
-            yield f"step {event.goodbye.step}: {_ending(event.goodbye.completed, event.goodbye.error)}"
+            yield f"step {event.goodbye.step}: {ending(event.goodbye, before.total_steps)}"
 
 
 def render(state: Live) -> RenderableType:
@@ -114,7 +114,7 @@ def render(state: Live) -> RenderableType:
 def render_result(state: Live) -> RenderableType:
     """What came of the run: one row per arm; what was not measured is said."""
     head = f"run {state.run_id}: " + (
-        _ending(state.goodbye.completed, state.goodbye.error) if state.goodbye is not None else "not over"
+        ending(state.goodbye, state.total_steps) if state.goodbye is not None else "not over"
     )
     stalled = "stalled_steps=" + ("unknown" if state.stalled_steps is None else str(state.stalled_steps))
     if state.summary is None:
@@ -222,7 +222,3 @@ def _lines(title: str, shown: tuple[Line, ...]) -> RenderableType:
 
 def _or_dash(value: float | None) -> str:
     return "-" if value is None else number(value)
-
-
-def _ending(completed: bool, error: str) -> str:
-    return "completed" if completed else f"ended by an error: {error}"

@@ -192,8 +192,14 @@ def _note(desk: RunDesk, request: trainer_pb2.AttachRequest) -> None:
         desk.run.step, desk.run.train_loss = request.state.step, request.state.train_loss
         desk.run.fossils = sum(seed.state == 9 for seed in request.state.seeds)
     elif kind == "goodbye":
-        states = trainer_pb2.Run
-        desk.run.state = states.STATE_COMPLETED if request.goodbye.completed else states.STATE_FAILED
+        desk.run.state = _state_after(request.goodbye)
+
+
+def _state_after(goodbye: trainer_pb2.Goodbye) -> trainer_pb2.Run.State.ValueType:
+    states = trainer_pb2.Run
+    if goodbye.stopped:
+        return states.STATE_STOPPED
+    return states.STATE_COMPLETED if goodbye.completed else states.STATE_FAILED
 
 
 async def _forward(desk: RunDesk, responses: AsyncIterator[trainer_pb2.AttachResponse]) -> None:

@@ -71,6 +71,6 @@ class Line(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Send what is queued and let go."""
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Send what is queued, at most for `timeout_s`, and let go."""
         ...

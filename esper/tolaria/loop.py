@@ -10,13 +10,16 @@ from esper.tolaria.task import Task
 
 
 def train(task: Task, parts: Parts, session: Session, steps: int, *, stop: Callable[[], bool] = lambda: False) -> None:
-    """Train until the model has `steps` steps behind it, or `stop()` says so; then end the run."""
-    while session.steps_done < steps and not stop():
+    """Train until the model has `steps` steps behind it, and end the run; or stop it where `stop()` says so before."""
+    while session.steps_done < steps:
         batches = task.micro_batches(session.steps_done)
         loss = train_step(parts, task, batches)
         session.step(batches[0] if task.accumulate == 1 else batches, loss)
         if session.due:
             session.decide()
+        if session.steps_done < steps and stop():
+            session.stop()
+            return
     session.end()
 
 

@@ -80,9 +80,11 @@ class Reports:
     def rollback(self, rollback: state_pb2.Rollback) -> None:
         self.run.post(lambda: trainer_pb2.AttachRequest(rollback=rollback))
 
-    def goodbye(self, error: str = "") -> None:
-        done = trainer_pb2.Goodbye(step=self.run.step, completed=not error, error=error)
-        self.run.post(lambda: trainer_pb2.AttachRequest(goodbye=done))
+    def goodbye(self, error: str = "", *, stopped: bool = False) -> None:
+        """The last word, in the middle of a replay too."""
+        completed = not error and not stopped
+        done = trainer_pb2.Goodbye(step=self.run.step, completed=completed, error=error, stopped=stopped)
+        self.run.line.post(lambda: trainer_pb2.AttachRequest(goodbye=done))
 
     def count_recovery(self, strategy: str) -> None:
         self.run.count_recovery(strategy)

@@ -63,7 +63,8 @@ class Run:
     step: int = 0
     sequence: int = 0  # decision points
     jobs: int = 0  # jobs ever made, for their ids
-    files: int = 0  # snapshots ever spooled, for their names
+    files: int = 0  # snapshots ever spooled for jobs, for their names
+    checkpoint_files: int = 0  # and for checkpoints
     loading: int = 0  # kernels asked for and not answered
     refused: list[Loaded] = field(default_factory=list)  # kernels that are not asked for again, and not told yet
     recoveries: dict[str, int] = field(default_factory=dict)  # faults, by what was done about them
@@ -113,12 +114,17 @@ class Run:
 
     def save(self, name: str, *, model_only: bool) -> training_pb2.SnapshotReference:
         """Copy the run's state now. The file is written off the training thread, before any message posted later."""
-        return self.write(self.capture(model_only=model_only), name)
+        self.files += 1
+        snapshot = self.capture(model_only=model_only)
+        return self.spool_snapshot(snapshot, f"{name}-{snapshot.step}-{self.files}.safetensors")
 
     def write(self, snapshot: Snapshot, name: str) -> training_pb2.SnapshotReference:
-        """As `save`, of a state that is captured already. Raises Exhausted."""
-        self.files += 1
-        return self.spool_snapshot(snapshot, f"{name}-{snapshot.step}-{self.files}.safetensors")
+        """As `save`, of a state that is captured already and that checkpoints alone name. Raises Exhausted.
+
+        These are counted apart: jobs read the others, and a checkpoint more or less must not give them other names.
+        """
+        self.checkpoint_files += 1
+        return self.spool_snapshot(snapshot, f"{name}-{snapshot.step}-{self.checkpoint_files}.safetensors")
 
     def save_if_room(self, name: str, *, model_only: bool, without: str) -> training_pb2.SnapshotReference | None:
         """As `save`; where the nursery is so far behind that the spool is full, training goes on `without`."""

@@ -47,6 +47,8 @@ from esper.tolaria.state import check_topology, restore_state, seeds_of, specs_o
 from esper.tolaria.task import Batch
 from esper.tolaria.tensor_files import files_of
 
+LAST_CHECKPOINT_S = 120.0  # how long a run that is stopped waits for its checkpoint to be written
+
 
 class Session:
     """One model in training. Made by `esper.attach`; used from the training thread only."""
@@ -62,7 +64,7 @@ class Session:
         self.run = run
         self.checkpoint_every_steps = checkpoint_every_steps
         self.returned_step = 0  # of the state that `finish` put the model to; 0: the last one
-        self.ended = False
+        self.ended = self.stopped = False
         self._checkpoint_step = run.step
         self.validated: tuple[int, tuple[str, ...]] = (0, ())  # step and grafts of the last validation asked for
         self._moved: list[Transition] = []  # by rollbacks since the last decision point
@@ -167,7 +169,7 @@ class Session:
         return moved
 
     def checkpoint(self) -> None:
-        """Copy everything the run needs to go on; the files are written by others. At a decision point only."""
+        """Copy everything the run needs to go on; the files are written by others. Between two steps only."""
         run = self.run
         snapshot = run.capture()
         tensors = run.write(snapshot, "checkpoint")
@@ -233,8 +235,23 @@ class Session:
         self.reports.end_sampling()
         if self.replicas is not None:
             self.replicas.close()
-        self.run.line.close()
+        if self.stopped:
+            self.run.line.close(LAST_CHECKPOINT_S)
+        else:
+            self.run.line.close()
         self.arrivals.journal.close()
+
+    def stop(self) -> None:
+        """After a step, and after `decide` where that is due: leave the run so that it can go on.
+
+        What is open stays open, and a checkpoint has all of it; `close` waits until that is written. Several
+        ranks call it alike.
+        """
+        self.checkpoint()
+        self.reports.transitions()
+        self.reports.advance()
+        self.reports.goodbye(stopped=True)
+        self.stopped = True
 
     def end(self) -> None:
         """Judge or cull what is still on trial, return to the best validated state, say goodbye."""

@@ -31,6 +31,7 @@ _COUNTERS = (
     "sequence",
     "jobs",
     "files",
+    "checkpoint_files",
     "loading",
     "train_flops",
     "nursery_flops",

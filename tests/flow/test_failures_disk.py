@@ -30,7 +30,6 @@ def test_a_disk_that_is_full_ends_a_run_with_one_line_that_names_the_file(tmp_pa
     path = TrainSpec(task="a:b", directory=str(tmp_path), run_id="r").write()
     monkeypatch.setattr(trainer, "train_run", full)
     monkeypatch.setattr(trainer, "die_with_parent", lambda: None)
-    monkeypatch.setattr(trainer, "_stop_on_signal", lambda: lambda: False)
     monkeypatch.setattr("sys.argv", ["trainer", str(path)])
     assert trainer.main() == 1
     said = capsys.readouterr().err

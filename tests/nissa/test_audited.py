@@ -51,6 +51,9 @@ def test_a_run_that_failed_says_why():
     event.goodbye.step, event.goodbye.error = 5, "ValueError: no"
     entry = entry_of_event(event, "")
     assert (entry.action, json.loads(entry.detail_json)["error"]) == ("run.failed", "ValueError: no")
+    event.goodbye.error, event.goodbye.stopped = "", True
+    entry = entry_of_event(event, "")
+    assert (entry.action, json.loads(entry.detail_json)) == ("run.stopped", {"step": 5, "error": ""})
 
 
 def command(issuer, **action):

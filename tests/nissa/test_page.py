@@ -65,6 +65,13 @@ def test_an_error_that_ended_the_run_is_said():
     assert page([pb.RunEvent(goodbye={"error": "ValueError: no"})]).status == "ended by an error: ValueError: no"
 
 
+def test_a_run_that_was_stopped_has_not_completed():
+    begun, stopped = pb.RunEvent(hello={"total_steps": 400}), pb.RunEvent(goodbye={"step": 120, "stopped": True})
+    assert page([begun, stopped]).status == "stopped at step 120 of 400; it can be resumed"
+    assert page([stopped]).status == "stopped at step 120; it can be resumed"
+    assert page([begun, stopped, begun]).status == "not over: no goodbye was heard"
+
+
 def test_a_verdict_reads_with_gain_error_control_and_false_keep_rate():
     (verdict,) = [row.verdict for row in page().decisions if row.step == 400]
     assert verdict.startswith(

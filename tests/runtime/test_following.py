@@ -72,6 +72,7 @@ def note(text: str) -> pb.RunEvent:
     return pb.RunEvent(note={"text": text})
 
 
+STOPPED = pb.RunEvent(goodbye={"step": 50, "stopped": True})
 FAILED = pb.RunEvent(goodbye={"completed": False, "error": "RuntimeError"})
 SUMMARY = pb.RunEvent(summary={})
 
@@ -102,6 +103,13 @@ async def test_training_that_ended_by_an_error_is_heard_of_after_its_goodbye(mon
         await all_of(following)
     assert kinds(following.heard) == ["hello", "goodbye"]
     assert not following.ended.is_set()
+
+
+async def test_training_that_was_stopped_is_followed_to_its_goodbye_and_has_no_error(monkeypatch, trainer):
+    following = followed(monkeypatch, Log(hello(), STOPPED), trainer)
+    trainer.end(130)
+    assert kinds(await all_of(following)) == ["hello", "goodbye"]
+    assert following.ended.is_set() and following.stopped
 
 
 async def test_the_end_that_a_resumed_run_had_before_is_not_its_end(monkeypatch, trainer):

@@ -173,12 +173,32 @@ def test_another_process_as_the_same_run_is_refused(runtime, training, tmp_path)
     assert training.process.running
 
 
-def test_sigterm_ends_it_in_good_order_with_its_result(training):
+def test_sigterm_stops_it_with_all_it_needs_to_go_on(command, training):
     training.process.process.send_signal(signal.SIGTERM)
-    assert training.process.wait(60) == 0, training.process.text
-    assert 0 < training.result["steps"] < 100_000
+    assert training.process.wait(60) == 130, training.process.text
     until(lambda: training.events("goodbye"), 20)
-    assert training.events("goodbye")[0]["completed"]
+    (said,) = training.events("goodbye")
+    assert said["stopped"] and not said["completed"] and not said["error"]
+    assert (training.directory / f"checkpoints/step-{said['step']:09d}").is_dir()
+    assert (training.directory / "spool").is_dir()
+    assert not (training.directory / "result.json").exists()
+    words = f"stopped at step {said['step']} of 100000"
+    assert command("runs", home=False).splitlines()[1].endswith(words)
+    assert f"{words}; go on: esper train --resume live" in command("show", "live", home=False)
+
+
+def test_it_goes_on_to_its_end_with_its_result(runtime, training):
+    (said,) = training.events("goodbye")
+    last = said["step"] + 100
+    again = begin(
+        runtime, training.directory.parent, "live", steps=last, resume=True, deterministic=False, policy="never",
+        validate_every_steps=50, decision_every_steps=10,
+    )  # fmt: skip
+    again.finish()
+    assert training.result["steps"] == last
+    until(lambda: len(training.events("goodbye")) == 2, 20)
+    assert training.events("goodbye")[1]["completed"]
+    assert not (training.directory / "spool").exists()
 
 
 def test_a_command_after_its_end_is_refused(command):

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from esper.runtime.runs import StoredRun, describe
+import pytest
+
+from esper.api.nissa.v1 import observability_pb2 as pb
+from esper.nissa.jsonl import line_of
+from esper.runtime.runs import StoredRun, describe, runs_table
 
 KARN = {
     "title": "karn_1",
@@ -70,3 +74,36 @@ def test_the_decisions_are_shown_with_their_reasons(tmp_path):
     event = '{"kind": "decision", "decision": "ADD_SEED", "reason": "it is time", "decision_id": "one/3/1", "step": 9}'
     (tmp_path / "events.jsonl").write_text(event + "\n")
     assert "decision    step 9: ADD_SEED: it is time (one/3/1)" in shown(tmp_path, {})
+
+
+HELLO, STOPPED = pb.RunEvent(hello={"total_steps": 400}), pb.RunEvent(goodbye={"step": 120, "stopped": True})
+NOTE = pb.RunEvent(note={"level": "info", "text": 'it said "goodbye"'})
+COMPLETED = pb.RunEvent(goodbye={"step": 400, "completed": True})
+FAILED = pb.RunEvent(goodbye={"step": 90, "error": "ValueError: no"})
+
+
+def left(folder, *events, result=None, torn=""):
+    (folder / "events.jsonl").write_text("".join(line_of(event) for event in events) + torn)
+    return StoredRun(folder, {"run_id": "one", "task": "digits"}, result or {}, {})
+
+
+def test_a_run_that_was_stopped_says_where_and_how_it_goes_on(tmp_path):
+    run = left(tmp_path, HELLO, NOTE, STOPPED, NOTE, torn='{"kind": "hel')
+    words = "stopped at step 120 of 400"
+    assert f"result      none yet: {words}; go on: esper train --resume one" in describe(run).splitlines()
+    assert runs_table([run]).splitlines()[1].endswith(f"  {words}")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(), (HELLO,), (HELLO, STOPPED, HELLO), (HELLO, STOPPED, HELLO, COMPLETED), (HELLO, STOPPED, HELLO, FAILED)],
+    ids=lambda events: " ".join(str(event.WhichOneof("event")) for event in events) or "nothing",
+)
+def test_a_run_that_went_on_or_was_never_stopped_is_not_stopped(tmp_path, events):
+    run = left(tmp_path, *events)
+    assert "stopped" not in describe(run) + runs_table([run])
+    assert "result      none yet: it is under way, or it was ended" in describe(run)
+
+
+def test_a_run_that_has_a_result_is_not_stopped(tmp_path):
+    assert "stopped" not in describe(left(tmp_path, HELLO, STOPPED, result={"test_loss": 0.5, "steps": 400}))

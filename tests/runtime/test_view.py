@@ -135,6 +135,12 @@ def test_a_run_without_summary_says_so():
     assert "nothing was compared" in text and "stalled_steps=unknown" in text
 
 
+def test_a_run_that_was_stopped_says_where_and_of_how_many_steps():
+    made = [pb.RunEvent(hello={"run_id": "r", "total_steps": 400}), pb.RunEvent(goodbye={"step": 120, "stopped": True})]
+    assert "run r: stopped at step 120 of 400; it can be resumed" in shown(render_result(after(made)))
+    assert spoken(made)[-1] == "step 120: stopped at step 120 of 400; it can be resumed"
+
+
 def spoken(made, every_steps=100):
     state, found = Live(), []
     for event in made:

@@ -189,10 +189,18 @@ async def test_a_state_is_what_lists_show(gateway, attach):
     assert desk.state == packet
 
 
-@pytest.mark.parametrize(("completed", "state"), [(True, pb.Run.STATE_COMPLETED), (False, pb.Run.STATE_FAILED)])
-async def test_goodbye_ends_the_line(gateway, attach, completed, state):
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        ({"completed": True}, pb.Run.STATE_COMPLETED),
+        ({"error": "lost"}, pb.Run.STATE_FAILED),
+        ({"stopped": True}, pb.Run.STATE_STOPPED),
+    ],
+    ids=str,
+)
+async def test_goodbye_ends_the_line(gateway, attach, said, state):
     trainer = await welcomed(attach())
-    trainer.say(2, goodbye=pb.Goodbye(step=100, completed=completed, error="" if completed else "lost"))
+    trainer.say(2, goodbye=pb.Goodbye(step=100, **said))
     await trainer.ended()
     assert trainer.error is None
     assert trainer.acknowledged() == [1, 2]

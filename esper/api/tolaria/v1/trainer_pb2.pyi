@@ -703,20 +703,24 @@ class Goodbye(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    STOPPED_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps done."""
     completed: builtins.bool
-    """True: as planned. False: an error ended it."""
+    """True: as planned. False: it was stopped, or an error ended it."""
     error: builtins.str
-    """The error. Empty if completed."""
+    """The error. Empty if completed or stopped."""
+    stopped: builtins.bool
+    """True: somebody stopped it before its last step, and it can go on from a checkpoint."""
     def __init__(
         self,
         *,
         step: builtins.int = ...,
         completed: builtins.bool = ...,
         error: builtins.str = ...,
+        stopped: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["completed", b"completed", "error", b"error", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["completed", b"completed", "error", b"error", "step", b"step", "stopped", b"stopped"]) -> None: ...
 
 global___Goodbye = Goodbye
 
@@ -768,6 +772,8 @@ class Run(google.protobuf.message.Message):
         """It is over."""
         STATE_FAILED: Run._State.ValueType  # 4
         """An error ended it."""
+        STATE_STOPPED: Run._State.ValueType  # 5
+        """It was stopped before its last step, and can go on."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a run stands."""
@@ -782,6 +788,8 @@ class Run(google.protobuf.message.Message):
     """It is over."""
     STATE_FAILED: Run.State.ValueType  # 4
     """An error ended it."""
+    STATE_STOPPED: Run.State.ValueType  # 5
+    """It was stopped before its last step, and can go on."""
 
     RUN_ID_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
