@@ -33,8 +33,8 @@ from esper.tolaria.settings import GrowthSettings
 from esper.tolaria.task import load_task
 from esper.tolaria.worker import events_of_result
 
-# How long the end of a training process may stay unheard of before it counts as lost.
-LAST_EVENTS_S = 10.0
+# How long after a training process has ended its goodbye may take to come.
+LAST_EVENTS_S = 60.0
 
 
 def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
@@ -182,17 +182,28 @@ class Following:
             await asyncio.sleep(0.1)
 
     async def _guard(self) -> None:
-        """Notice the end of the training process."""
+        """Notice the end of the training process, and a goodbye that does not come."""
         while self.trainer.running:
             await asyncio.sleep(0.1)
         if self.trainer.process.returncode in (0, STOPPED):
             self.ended.set()
+            await asyncio.sleep(LAST_EVENTS_S)
+            if not self._said_goodbye():
+                raise Unavailable(
+                    f"training of run {self.run_id} ended; nothing was heard of its end within {LAST_EVENTS_S:g} s; "
+                    f"what it left is in {self.trainer.log.parent}"
+                )
             return
         await asyncio.sleep(0.0 if not self.heard else 1.0)  # its goodbye may be on its way
         raise Unavailable(
             f"training of run {self.run_id} ended with {self.trainer.process.returncode}; "
             f"{way_on(self.trainer.log.parent)}\nthe end of {self.trainer.log}:\n{self.trainer.tail()}"
         )
+
+    def _said_goodbye(self) -> bool:
+        """Whether the latest beginning that was heard of has its end."""
+        kinds = [event.WhichOneof("event") for event in self.heard]
+        return next((kind == "goodbye" for kind in reversed(kinds) if kind in ("hello", "goodbye")), False)
 
 
 async def _into(

@@ -146,6 +146,14 @@ async def test_a_training_process_that_never_said_hello_is_heard_of(monkeypatch,
         await all_of(following)
 
 
+async def test_an_end_that_is_not_heard_of_is_not_waited_for(monkeypatch, trainer):
+    monkeypatch.setattr(conduct, "LAST_EVENTS_S", 0.05)
+    following = followed(monkeypatch, Log(hello(), FAILED, hello(), note("trains on")), trainer)
+    trainer.end(0)
+    with pytest.raises(Unavailable, match=r"nothing was heard of its end within 0\.05 s"):
+        await all_of(following)
+
+
 async def test_what_fails_beside_the_view_ends_both():
     async def fails() -> None:
         raise NotFound("result.json is gone")
