@@ -9,7 +9,7 @@ import yaml
 
 from esper.errors import InvalidConfig
 from esper.runtime.runs import find_run, refuse_own_loop
-from esper.runtime.spec import RUNS, TrainSpec, read_spec, spec_from
+from esper.runtime.spec import RUNS, TrainSpec, called, read_spec, spec_from
 
 TASKS = ("digits", "text", "tabular")
 POLICIES = ("never", "periodic-random", "largest-on-schedule", "task-prior", "plateau", "heuristic", "bandit")
@@ -115,8 +115,9 @@ def _over(spec: TrainSpec, options: argparse.Namespace) -> TrainSpec:
 
 def _conduct(spec: TrainSpec, options: argparse.Namespace, *, controls: bool) -> int:
     spec.refuse_absent_device()
-    if spec.called != spec.run_id:
-        print(f"run {spec.run_id} is kept in {spec.directory}: its name for show, export and --resume is {spec.called}")
+    name = called(Path(spec.directory))
+    if name != spec.run_id:
+        print(f"run {spec.run_id} is kept in {spec.directory}: its name for show, export and --resume is {name}")
     if spec.services:
         from esper.runtime.conduct import conduct
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from esper.runtime.spec import RUNS, SPEC, TrainSpec
+from esper.runtime.spec import SPEC, TrainSpec, called
 
 # What is in a run's folder once training has said or written anything; the start alone leaves the spec and a log.
 _MARKS = ("events.jsonl", "journal.jsonl", "spool", "checkpoints")
@@ -23,8 +23,7 @@ def take_back(spec: TrainSpec) -> None:
 def way_on(folder: Path) -> str:
     """What to do about the run of a folder that ended before its end."""
     if any((folder / "checkpoints").glob("step-*/manifest.json")):
-        name = folder.name if folder.parent == RUNS else folder
-        return f"go on from its newest checkpoint: esper train --resume {name}"
+        return f"go on from its newest checkpoint: esper train --resume {called(folder)}"
     if has_begun(folder):
         return "it has no checkpoint yet, so it cannot go on: start it anew under another run id"
     return "it had not begun: start it again"

@@ -11,6 +11,7 @@ from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from esper.nissa.codec import stopped_at
 from esper.nissa.genealogy import in_words
 from esper.runtime.happened import read_happened
+from esper.runtime.spec import called
 from esper.runtime.stored import SPEC, begun_s, holds_run, read_own, read_stored
 
 _STATE, _STRATEGY = ("state", "SEED_STATE_"), ("strategy", "GRAFT_STRATEGY_")
@@ -177,7 +178,7 @@ def describe(run: StoredRun) -> str:
     lines = [f"run         {run.run_id}", f"directory   {run.folder}", f"task        {run.spec['task']}"]
     lines += result_lines(run.result, happened.total_steps)
     if stopped := stopped_in(run):
-        lines.append(f"result      none yet: {stopped}; go on: esper train --resume {run.run_id}")
+        lines.append(f"result      none yet: {stopped}; go on: esper train --resume {called(run.folder)}")
     elif not run.result:
         lines.append("result      none yet: it is under way, or it was ended")
     for fossil in run.lineage.get("fossils", []):

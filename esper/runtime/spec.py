@@ -90,17 +90,12 @@ class TrainSpec:
         run_id = self.run_id or f"{prefix}-{secrets.token_hex(3)}"
         return dataclasses.replace(self, run_id=run_id, directory=self.directory or str(RUNS / run_id))
 
-    @property
-    def called(self) -> str:
-        """By what commands find the run: its id, or its directory where that is not runs/<run id>."""
-        return self.run_id if Path(self.directory) == RUNS / self.run_id else self.directory
-
     def refuse_taken(self) -> None:
         """Raises InvalidConfig where the directory holds a run that is not resumed, or a model that is no run's."""
         folder = Path(self.directory)
         if (folder / SPEC).exists() and not self.resume:
             raise InvalidConfig(
-                f"{folder} holds a run; choose another run id, or go on with it: --resume {self.called}"
+                f"{folder} holds a run; choose another run id, or go on with it: --resume {called(folder)}"
             )
         there = [name for name in ("model.py", "model.pt") if (folder / name).exists()]
         if there and not (folder / SPEC).exists():
@@ -125,6 +120,11 @@ class TrainSpec:
                 "may write, or name a `directory` in a YAML file"
             ) from error
         return path
+
+
+def called(folder: Path) -> str:
+    """By what commands find the run of a folder: its name where it is below runs/, else the folder."""
+    return folder.name if folder.absolute().parent == RUNS.absolute() else str(folder)
 
 
 def read_spec(path: Path) -> TrainSpec:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import FrameType
 
 from esper.nissa.codec import stopped_at
+from esper.runtime.spec import called
 from esper.tolaria.checkpoint import CheckpointStore
 
 STOPPED = 130  # exit status of a process whose run was stopped, as of one that Ctrl-C ended
@@ -37,5 +38,5 @@ def how_to_go_on(run_id: str, directory: Path, step: int, total_steps: int) -> s
     """What a person who stopped a run is told. `step`: at which it stopped."""
     words = f"run {run_id} {stopped_at(step, total_steps)}"
     if CheckpointStore(directory / "checkpoints").folders():
-        return f"{words}; go on: esper train --resume {run_id}"
+        return f"{words}; go on: esper train --resume {called(directory)}"
     return f"{words}, and no checkpoint could be written, so that it cannot go on; {directory}/events.jsonl says why"

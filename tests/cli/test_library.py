@@ -17,6 +17,7 @@ from esper.api.urza.v1 import library_pb2 as pb
 from esper.api.urza.v1 import library_pb2_grpc as pb_grpc
 from esper.kasmina.service import ExecutionServicer, SeedBoard
 from esper.rpc.server import Server
+from esper.runtime.home import Home
 from esper.urza.service import LibraryServicer
 from tests.urza.fakes import add_blueprint, add_kernel, graph, identify, open_library, promotion
 
@@ -65,7 +66,8 @@ def served(tmp_path: Path) -> Iterator[dict[str, str]]:
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     assert ready.wait(20)
-    yield ids
+    with Home(tmp_path / ".esper").held():
+        yield ids
     done.set()
     thread.join()
 

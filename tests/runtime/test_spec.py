@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from esper.errors import InvalidConfig
-from esper.runtime.spec import TrainSpec, read_spec, spec_from
+from esper.runtime.spec import TrainSpec, called, read_spec, spec_from
 
 
 def test_a_spec_comes_back_as_it_was_written(tmp_path):
@@ -90,10 +91,10 @@ def test_a_runs_own_settings_go_over_its_tasks():
     assert (settings.policy, settings.nursery_steps) == ("never", 50)
 
 
-def test_a_run_is_called_by_its_id_or_by_its_directory_where_that_is_elsewhere():
-    assert TrainSpec(task="a:b", run_id="r").named("x").called == "r"
-    assert TrainSpec(task="a:b", run_id="r", directory="./runs/r").called == "r"
-    assert TrainSpec(task="a:b", run_id="r", directory="out").called == "out"
+def test_a_run_is_called_by_its_folder_below_runs_or_by_its_path_where_that_is_elsewhere():
+    assert called(Path("runs/r")) == "r"
+    assert called(Path("./runs/r").absolute()) == "r"
+    assert called(Path("out")) == "out"
 
 
 def test_a_run_does_not_begin_where_its_model_would_replace_another(tmp_path):
