@@ -3,7 +3,6 @@
 As a program: one rank, `python -m tests.tolaria.ranked FOLDER RANK WORLD OPTIONS_JSON`.
 """
 
-import asyncio
 import copy
 import hashlib
 import json
@@ -75,7 +74,7 @@ class Cycle(Script):
         sites = {site.name: site for site in packet.sites}
         assignments = []
         for number, seed in enumerate(seeds):
-            kernels, _ = asyncio.run(self.shelf.search(sites[seed.seed.site].interface))
+            kernels = self.shelf.fitting(sites[seed.seed.site].interface)
             kernel = kernels[(self.count + number) % len(kernels)]
             made = control_pb2.Assignment(seed=seed.seed, artifact_id=kernel.artifact_id, title=kernel.title)
             assignments.append(made)
@@ -139,7 +138,7 @@ def begin(folder: Path, options: dict[str, Any]) -> LocalRun:
     )
     local.session.close()  # it knows nothing of ranks
     for site in local.run.executor.sites.values():
-        asyncio.run(shelf.search(write_interface(site.interface)))
+        shelf.fitting(write_interface(site.interface))
     local.line.decide = Cycle(shelf)
     local.run.ranks = ranks
     local.run.line = RankLine(

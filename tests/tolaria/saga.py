@@ -5,7 +5,6 @@ What happens depends on what a packet says and on the run's own files alone, so 
 resumed meets the same.
 """
 
-import asyncio
 import hashlib
 import json
 import os
@@ -88,7 +87,7 @@ class Saga(Script):
                 continue  # a site that carries a branch is not folded into
             if site.name not in free:
                 continue
-            kernels, _ = asyncio.run(self.shelf.search(site.interface))
+            kernels = self.shelf.fitting(site.interface)
             artifact_id = next(kernel.artifact_id for kernel in kernels if kernel.title == title)
             assignments.append(control_pb2.Assignment(seed=free[site.name], artifact_id=artifact_id, title=title))
         return control_pb2.Germinate(event_id=name, assignments=assignments, nursery_steps=NURSERY_STEPS)
@@ -125,7 +124,7 @@ def begin(directory: Path, setting: Setting = Setting(), *, resumed: bool = Fals
     torch.manual_seed(0)
     local.line.decide = Saga(local.shelf, directory=directory)
     for site in local.run.executor.sites.values():  # the library, which outlives a trainer
-        asyncio.run(local.shelf.search(write_interface(site.interface)))
+        local.shelf.fitting(write_interface(site.interface))
     if resumed:
         local.session.resume(*CheckpointStore(directory / "checkpoints").latest())
     return local

@@ -1,6 +1,5 @@
 """A controller that follows a script: one growth event, its best candidate inserted, two verdicts, and an end."""
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -50,7 +49,7 @@ class Script:
     def _event(self, packet: Packet) -> control_pb2.Germinate:
         assignments = []
         for site in packet.sites:
-            kernels, _ = asyncio.run(self.shelf.search(site.interface))
+            kernels = self.shelf.fitting(site.interface)
             for slot, kernel in enumerate(kernels[:2]):
                 seed = seed_pb2.SeedRef(run_id=packet.run_id, site=site.name, slot=slot)
                 assignments.append(
