@@ -10,6 +10,7 @@ import pytest
 
 from esper.runtime.stopping import how_to_go_on, stop_on_signal
 from tests.runtime.processes import Esper, until
+from tests.runtime.sums import sums
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -33,37 +34,8 @@ def test_a_run_without_a_checkpoint_is_not_promised_to_go_on(tmp_path):
     assert words == f"run c stopped at step 12 of 40; go on: esper train --resume {tmp_path}"
 
 
-# Slow while it is to be stopped, then at full speed.
-TASK = """
-import time
-from pathlib import Path
-import torch
-from torch import nn
-import esper
-
-
-def make_batch(number):
-    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
-    return x, x.sum(1, keepdim=True)
-
-
-def batch(step):
-    if step > 500 and Path("slow").exists():
-        time.sleep(0.05)
-    return make_batch(step)
-
-
-def make_task():
-    return esper.Task(
-        name="sums",
-        make_model=lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)),
-        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.01),
-        batch=batch,
-        held_out=lambda name: [make_batch(10_000 + len(name))],
-        loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
-        steps=1500,
-    )
-"""
+# slow while it is to be stopped, then at full speed
+TASK = sums('step > 500 and Path("slow").exists()', "time.sleep(0.05)")
 START = ("train", "sums.py:make_task", "--policy", "never", "--deterministic", "--no-view")
 
 

@@ -6,39 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.processes import Esper
+from tests.runtime.sums import sums
 
 pytestmark = pytest.mark.slow
 
-# Fails 200 steps after a checkpoint.
-TASK = """
-from pathlib import Path
-import torch
-from torch import nn
-import esper
-
-
-def make_batch(number):
-    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
-    return x, x.sum(1, keepdim=True)
-
-
-def batch(step):
-    if step == 1200 and Path("broken").exists():
-        raise RuntimeError("out of batches")
-    return make_batch(step)
-
-
-def make_task():
-    return esper.Task(
-        name="sums",
-        make_model=lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)),
-        make_optimizer=lambda model: torch.optim.SGD(model.parameters(), 0.01),
-        batch=batch,
-        held_out=lambda name: [make_batch(10_000 + len(name))],
-        loss=lambda outputs, batch: (outputs - batch[1]).square().mean(1),
-        steps=1500,
-    )
-"""
+# 200 steps after a checkpoint
+TASK = sums('step == 1200 and Path("broken").exists()', 'raise RuntimeError("out of batches")')
 
 
 @pytest.fixture(scope="module")

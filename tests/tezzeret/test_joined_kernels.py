@@ -1,9 +1,6 @@
 """The kernels that blend: their numbers by Triton's interpreter, their machine code, artifacts with and without."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,7 @@ from esper.tezzeret.regions import find_regions
 from esper.tezzeret.search import search
 from tests.artifact.samples import ROOTS
 from tests.requirements import require
-from tests.tezzeret.elsewhere import printed
+from tests.tezzeret import elsewhere
 from tests.tezzeret.fusable import AROUND, CHAIN, JOINED_CASES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,11 +41,7 @@ def _triton():
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory) -> dict:
     """What tests/tezzeret/interpreted_joins.py found."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.tezzeret.interpreted_joins", str(tmp_path_factory.mktemp("joins"))]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return elsewhere.interpreted("tests.tezzeret.interpreted_joins", tmp_path_factory.mktemp("joins"))
 
 
 @pytest.mark.parametrize(("name", "interface"), JOINED_CASES, ids=str)
@@ -187,7 +180,7 @@ def test_an_artifact_holds_them_and_another_folder_makes_the_same_id(artifact, t
     made = {f"triton/region1_{one}.{suffix}" for one in (*PASSES, *JOINED) for suffix in ("cubin", "json")}
     assert {name for name in artifact.files if name.startswith("triton/region1_")} == made
     open_contents(verify(artifact, ROOTS, require=()), artifact.files)
-    assert printed(SCRIPT, tmp_path) == artifact.artifact_id
+    assert elsewhere.printed(SCRIPT, tmp_path) == artifact.artifact_id
 
 
 def test_aggressive_gives_them_the_tile_of_the_plain_pair(monkeypatch):

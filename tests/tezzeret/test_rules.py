@@ -1,9 +1,5 @@
 """Rules of the generator beside torch where numbers are hard, and of every operator either a rule or the reason."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ from esper.tezzeret.regions import find_regions
 from esper.tezzeret.rules import HELPERS, RULES
 from esper.tezzeret.unfused import UNFUSED
 from tests.requirements import require
+from tests.tezzeret import elsewhere
 from tests.tezzeret.fusable_bends import BENDS, ROW_RULES, SPREAD, alone
 from tests.tezzeret.interpreted_extremes import OLD
 
@@ -35,12 +32,7 @@ WIDEST = (
 def found(tmp_path_factory) -> dict[str, list[str]]:
     """What tests/tezzeret/interpreted_extremes.py found."""
     require("triton", "" if triton_version() else "triton is not installed: pip install 'esper[triton]'")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    module = "tests.tezzeret.interpreted_extremes"
-    command = [sys.executable, "-W", "ignore", "-m", module, str(tmp_path_factory.mktemp("extremes"))]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return elsewhere.interpreted("tests.tezzeret.interpreted_extremes", tmp_path_factory.mktemp("extremes"))
 
 
 @pytest.mark.parametrize("operator", (*BENDS, *ROW_RULES, *OLD))

@@ -1,9 +1,6 @@
 """Generated kernels: their numbers by Triton's interpreter, their machine code for every target, their text."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +23,7 @@ from esper.tezzeret.regions import find_regions
 from esper.tezzeret.resources import read_resources
 from esper.tezzeret.rules import RULES
 from tests.requirements import require
+from tests.tezzeret import elsewhere
 from tests.tezzeret.fusable import BROADCAST, CASES, CHAIN, GRAPHS, PAIR, SHARED, paired
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,11 +39,7 @@ def _triton():
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory) -> dict:
     """What tests/tezzeret/interpreted_graphs.py found."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.tezzeret.interpreted_graphs", str(tmp_path_factory.mktemp("kernels"))]
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return json.loads(ran.stdout.splitlines()[-1])
+    return elsewhere.interpreted("tests.tezzeret.interpreted_graphs", tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.mark.parametrize(("name", "interface"), CASES, ids=str)
