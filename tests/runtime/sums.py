@@ -33,5 +33,5 @@ def make_task():
 
 
 def sums(when: str, trouble: str) -> str:
-    """Text of a file with `make_task`, of 1,500 steps; its batches have `trouble` at each `step` of which `when` holds."""
+    """Text of a file with `make_task`, of 1,500 steps; batches have `trouble` at each `step` of which `when` holds."""
     return _TASK.format(when=when, trouble=trouble)
