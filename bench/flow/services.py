@@ -101,6 +101,8 @@ def runtime() -> Iterator[Runtime]:
             yield Runtime(folder, used.contact)
         finally:
             used.leave()
+            if used.child is not None:  # sessions that are let go of, and not ended, use it still
+                used.child.stop()
 
 
 async def _templates_are_offered(contact: Contact) -> None:

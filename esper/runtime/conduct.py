@@ -36,6 +36,9 @@ from esper.tolaria.worker import events_of_result
 # How long after a training process has ended its goodbye may take to come.
 LAST_EVENTS_S = 60.0
 
+# How long after an error a runtime that was lost may still look as if it was there.
+LOSS_S = 2.0
+
 
 def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     """Train a run in a process of its own and show it. Returns the exit status, STOPPED for a run that was stopped.
@@ -59,7 +62,7 @@ def conduct(spec: TrainSpec, *, live: bool, controls: bool) -> int:
     except asyncio.CancelledError:  # by the second Ctrl-C
         raise KeyboardInterrupt from None
     except EsperError as error:
-        if runtime.is_there():
+        if not runtime.is_gone(within_s=LOSS_S):
             raise
         if trainer is not None:
             trainer.stop()

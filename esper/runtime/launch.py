@@ -67,6 +67,15 @@ class UsedRuntime:
         found = _contact(Home(Path(self.contact.token_file).parent))
         return found is not None and found.pid == self.contact.pid
 
+    def is_gone(self, within_s: float) -> bool:
+        """Whether it runs no longer by then; one that is killed closes its lines before it lets go of its home."""
+        deadline = time.monotonic() + within_s
+        while self.is_there():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
     def loss(self) -> str:
         """What became of one that is there no longer."""
         how = ""

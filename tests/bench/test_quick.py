@@ -177,7 +177,9 @@ def test_compile():
     cases = {(f"{pipeline}, 2 designs", metric) for pipeline in ("fast", "standard", "aggressive") for metric in (
         "warm_wall_p50", "warm_wall_max", "warm_cpu_p50",
     )}  # fmt: skip
-    assert found.keys() == cases | {(pipeline, "cold_wall") for pipeline in ("fast", "standard", "aggressive")}
+    cold = {(pipeline, f"cold_{time}") for pipeline in ("fast", "standard", "aggressive") for time in ("wall", "cpu")}
+    made = {(f"{pipeline}, 2 designs", "with_kernels") for pipeline in ("standard", "aggressive")}
+    assert found.keys() == cases | cold | made
     assert found["fast, 2 designs", "warm_wall_p50"].target == 150
     assert found["standard, 2 designs", "warm_wall_p50"].target == 5000
     assert found["aggressive, 2 designs", "warm_wall_p50"].target == 60_000

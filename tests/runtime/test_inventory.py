@@ -171,7 +171,7 @@ async def test_the_answer_is_that_of_reading_everything(tmp_path_factory, seed: 
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @LIVES
 async def test_the_answer_is_that_of_reading_everything_often(tmp_path_factory, seed, full, page) -> None:
     await live(tmp_path_factory.mktemp("library"), seed, full, page)
