@@ -125,12 +125,12 @@ def test_a_seed_is_germinated_tried_and_culled_by_hand(command, training):
         return line.split()[1] == "TRAINING"
 
     until(trained, 30)
-    # at once: at the next decision point the policy, which has no nursery, inserts it
     assert outcome(training, command("seed", "cull", "live", SEED))["applied"]
-    until(lambda: ("TRAINING", "CULLED") in moves(training), 30)
-    assert moves(training)[:4] == [
-        ("DORMANT", "GERMINATED"), ("GERMINATED", "LOADING"), ("LOADING", "TRAINING"), ("TRAINING", "CULLED"),
-    ]  # fmt: skip
+    until(lambda: "CULLED" in [to for _, to in moves(training)], 30)
+    # at the next decision point the policy, which has no nursery, inserts it: the order to cull may come after that
+    assert moves(training)[:3] == [("DORMANT", "GERMINATED"), ("GERMINATED", "LOADING"), ("LOADING", "TRAINING")]
+    culled = next(e for e in training.events("transition") if e["seed"] == SEED and e["to"] == "CULLED")
+    assert culled["reason"].startswith("from the command line")
     assert artifact_id[:12] in line
     assert state(command) in ("CULLED", "DORMANT")
     assert all(e["reason"] for e in training.events("transition"))
