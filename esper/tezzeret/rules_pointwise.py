@@ -1,4 +1,4 @@
-"""Rules of what has one value for each value: a bias, activations, and a pooled value given to all positions.
+"""Rules of what has one value for each value: sums, products, scales, activations, a pooled value at all positions.
 
 Formulas are those of torch's own kernels for a GPU: NaN stays NaN, at a kink the gradient is of torch's side, and what
 overflows there does so here.
@@ -7,6 +7,24 @@ overflows there does so here.
 from esper.tezzeret.rule import Rule, lines, shares
 
 HELPERS = {
+    "sigmoid": """@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+""",
+    "tanh": '''@triton.jit
+def tanh(x):
+    """Near 0 by its series, where 1 - exp(-2 |x|) has lost its digits."""
+    t = tl.exp(-2.0 * tl.abs(x))
+    far = tl.where(x < 0, -1.0, 1.0) * (1.0 - t) / (1.0 + t)
+    s = x * x
+    near = x * (1.0 - s * (1 / 3 - s * (2 / 15 - s * (17 / 315 - s * (62 / 2835)))))
+    return tl.where(tl.abs(x) < 0.25, near, far)
+''',
+    "normal": '''@triton.jit
+def normal(x):
+    """Probability that a standard normal number is below x."""
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+''',
     "expm1": '''@triton.jit
 def expm1(x):
     """exp(x) - 1; near 0 by its series, where the difference has lost its digits."""
@@ -68,6 +86,23 @@ def wave(x, quarters):
 }
 
 RULES: dict[str, Rule] = {
+    # written so that NaN stays NaN, as in torch
+    "relu": Rule(lines("{o} = tl.where({x} <= 0, 0.0, {x})"), shares("tl.where({x} <= 0, 0.0, {d})")),
+    "gelu": Rule(
+        lines("{o} = {x} * normal({x})"),
+        shares("{d} * (normal({x}) + {x} * 0.3989422804014327 * tl.exp(-0.5 * {x} * {x}))"),
+        ("normal",),
+    ),
+    "silu": Rule(
+        lines("{o} = {x} * sigmoid({x})"),
+        shares("{d} * gate{n} * (1.0 + {x} * (1.0 - gate{n}))", before=("gate{n} = sigmoid({x})",)),
+        ("sigmoid",),
+    ),
+    "tanh": Rule(lines("{o} = tanh({x})"), shares("{d} * (1.0 - {o} * {o})"), ("tanh",)),
+    "sigmoid": Rule(lines("{o} = sigmoid({x})"), shares("{d} * {o} * (1.0 - {o})"), ("sigmoid",)),
+    "add": Rule(lines("{o} = {x} + {y}"), shares("{d}", "{d}")),
+    "mul": Rule(lines("{o} = {x} * {y}"), shares("{d} * {y}", "{d} * {x}")),
+    "scale": Rule(lines("{o} = {x} * {w}"), shares("{d} * {w}", parameters=("{d} * {x}",))),
     "bias": Rule(lines("{o} = {x} + {w}"), shares("{d}", parameters=("{d}",))),
     "broadcast": Rule(
         lines("{o} = tl.broadcast_to({x}, [ROWS, COLS])"), shares("{d}", "tl.zeros([ROWS, COLS], tl.float32)")

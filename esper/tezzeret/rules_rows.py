@@ -1,9 +1,33 @@
-"""Rules of what is over the channels of a position, beside channel_norm: a root mean square, and a softmax.
+"""Rules of what is over the channels of a position: norms, and a softmax.
 
 All channels of a position are in one program, so that a sum over them is one of the tile, over what is `inside`.
 """
 
 from esper.tezzeret.rule import Adjoint, Names, Rule
+
+
+def _norm_forward(n: Names) -> tuple[str, ...]:
+    x, i, eps = n.inputs[0], n.number, float(n.attributes["eps"])
+    affine = "".join(f" {sign} {p}" for sign, p in zip("*+", n.parameters, strict=False))
+    return (
+        f"mean{i} = tl.sum(tl.where(inside, {x}, 0.0), axis=1)[:, None] / {n.channels}",
+        f"centred{i} = tl.where(inside, {x} - mean{i}, 0.0)",
+        f"scale{i} = 1.0 / tl.sqrt(tl.sum(centred{i} * centred{i}, axis=1)[:, None] / {n.channels} + {eps!r})",
+        f"unit{i} = centred{i} * scale{i}",
+        f"{n.out} = unit{i}{affine}",
+    )
+
+
+def _norm_backward(n: Names) -> Adjoint:
+    i = n.number
+    times = f" * {n.parameters[0]}" if n.parameters else ""
+    before = (
+        f"share{i} = tl.where(inside, {n.d}{times}, 0.0)",
+        f"along{i} = tl.sum(share{i} * unit{i}, axis=1)[:, None] / {n.channels}",
+        f"level{i} = tl.sum(share{i}, axis=1)[:, None] / {n.channels}",
+    )
+    x = f"scale{i} * (share{i} - level{i} - unit{i} * along{i})"
+    return Adjoint(before, (x,), (f"{n.d} * unit{i}", n.d)[: len(n.parameters)])
 
 
 def _rms_forward(n: Names) -> tuple[str, ...]:
@@ -46,6 +70,7 @@ def _softmax_backward(n: Names) -> Adjoint:
 
 
 RULES: dict[str, Rule] = {
+    "channel_norm": Rule(_norm_forward, _norm_backward),
     "rms_norm": Rule(_rms_forward, _rms_backward),
     "softmax": Rule(_softmax_forward, _softmax_backward),
 }

@@ -36,7 +36,7 @@ ROWS = [
 ]
 # 1 or 2 roundings of a tanh, which are of 2^-24
 ROUNDINGS = {"tanh": 2e-7, "gelu_tanh": 4e-7}
-OLD = ("gelu", "relu", "sigmoid", "silu", "tanh")
+ACTIVATIONS = ("gelu", "relu", "sigmoid", "silu", "tanh")
 
 
 def outcome(call, h: Tensor, parameters: list[Tensor]) -> Tensor:
@@ -69,4 +69,4 @@ def differences(operator: str, folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     home = Path(sys.argv[1])
-    print(json.dumps({name: differences(name, home / name) for name in (*BENDS, *ROW_RULES, *OLD)}))
+    print(json.dumps({name: differences(name, home / name) for name in (*BENDS, *ROW_RULES, *ACTIVATIONS)}))

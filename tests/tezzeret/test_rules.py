@@ -16,7 +16,7 @@ from esper.tezzeret.unfused import UNFUSED
 from tests.requirements import require
 from tests.tezzeret import elsewhere
 from tests.tezzeret.fusable_bends import BENDS, ROW_RULES, SPREAD, alone
-from tests.tezzeret.interpreted_extremes import OLD
+from tests.tezzeret.interpreted_extremes import ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = Interface(Kind.TOKENS, 8)
@@ -35,7 +35,7 @@ def found(tmp_path_factory) -> dict[str, list[str]]:
     return elsewhere.interpreted("tests.tezzeret.interpreted_extremes", tmp_path_factory.mktemp("extremes"))
 
 
-@pytest.mark.parametrize("operator", (*BENDS, *ROW_RULES, *OLD))
+@pytest.mark.parametrize("operator", (*BENDS, *ROW_RULES, *ACTIVATIONS))
 def test_nan_infinity_kinks_and_large_values_are_torchs(found, operator):
     assert found[operator] == []
 
