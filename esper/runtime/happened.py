@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-EVENTS = "events.jsonl"
+from esper.runtime.stored import EVENTS
+
 MOST_LINES = 200  # the latest of a long run
 _FATES = ("GRAFTING", "FOSSILIZED", "CULLED", "CANCELLED", "ROLLED_BACK")
 _NOTHING = "NONE"  # the decision to change nothing
@@ -14,46 +14,35 @@ _NOTHING = "NONE"  # the decision to change nothing
 Event = Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class Happened:
-    """`lines`: in the order of the record. `total_steps`: as the run was started for, 0 where that is not recorded."""
-
-    lines: list[str] = field(default_factory=list)
-    total_steps: int = 0
-
-
-def read_happened(folder: Path) -> Happened:
+def read_happened(folder: Path) -> list[str]:
     """What a run's folder has of it; one line says so where there is no record, or a line of it is damaged."""
     path = folder / EVENTS
     if not path.exists():
-        return Happened([f"decisions   none recorded: there is no {EVENTS}"])
+        return [f"decisions   none recorded: there is no {EVENTS}"]
     with path.open(encoding="utf-8", errors="replace") as lines:
         events, damaged = _parse(lines)
-    happened = happened_in(events)
-    left_out = len(happened.lines) - MOST_LINES
+    told = happened_in(events)
+    left_out = len(told) - MOST_LINES
     if left_out > 0:
-        happened.lines[:left_out] = [f"decisions   {left_out} earlier lines are left out; {EVENTS} has them all"]
+        told[:left_out] = [f"decisions   {left_out} earlier lines are left out; {EVENTS} has them all"]
     if damaged:
-        happened.lines.append(f"events      {damaged} lines of {EVENTS} do not parse and are left out")
-    return happened
+        told.append(f"events      {damaged} lines of {EVENTS} do not parse and are left out")
+    return told
 
 
-def happened_in(events: Iterable[Event]) -> Happened:
-    """The story of a run's events. Decisions to change nothing that follow each other are one line."""
-    happened = Happened()
+def happened_in(events: Iterable[Event]) -> list[str]:
+    """The story of a run's events, in their order. Decisions to change nothing that follow each other are one line."""
+    told = list[str]()
     idle: list[Event] = []
     for event in events:
-        if event["kind"] == "hello":
-            happened.total_steps = int(event.get("total_steps") or 0)
         if event["kind"] == "decision" and event.get("decision") == _NOTHING:
             idle.append(event)
             continue
         said = list(_lines(event))
         if said:
-            happened.lines += _idle(idle) + said
+            told += _idle(idle) + said
             idle.clear()
-    happened.lines += _idle(idle)
-    return happened
+    return told + _idle(idle)
 
 
 def _parse(lines: Iterable[str]) -> tuple[list[Event], int]:

@@ -1,7 +1,5 @@
 """Runs as they lie on disk: find, list, describe."""
 
-import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,10 @@ from esper.errors import Conflict, Corrupt, NotFound, PreconditionFailed
 from esper.nissa.codec import stopped_at
 from esper.nissa.genealogy import in_words
 from esper.runtime.happened import read_happened
-from esper.runtime.spec import called
-from esper.runtime.stored import SPEC, begun_s, holds_run, read_own, read_stored
+from esper.runtime.spec import SPEC, called
+from esper.runtime.stored import begun_s, holds_run, latest_session, read_own, read_stored
 
 _STATE, _STRATEGY = ("state", "SEED_STATE_"), ("strategy", "GRAFT_STRATEGY_")
-
-_BEGUN, _ENDED = '{"kind": "hello"', '{"kind": "goodbye"'  # how their lines of events.jsonl begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +88,8 @@ def refuse_own_loop(run: StoredRun, remedy: str) -> None:
 
 def stopped_in(run: StoredRun) -> str:
     """Where a run was stopped, in words; empty for one that ended, goes on, or was killed."""
-    events = run.folder / "events.jsonl"
-    if run.result or not events.exists():
-        return ""
-    said: dict[str, dict[str, Any]] = {}
-    with events.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith(_BEGUN):
-                said.clear()
-            if line.startswith((_BEGUN, _ENDED)):
-                with contextlib.suppress(ValueError):  # a last line that is being written
-                    event = json.loads(line)
-                    said[event["kind"]] = event
-    if not said.get("goodbye", {}).get("stopped"):
-        return ""
-    return stopped_at(said["goodbye"]["step"], said.get("hello", {}).get("total_steps", 0))
+    hello, goodbye = ({}, {}) if run.result else latest_session(run.folder)
+    return stopped_at(goodbye["step"], hello.get("total_steps", 0)) if goodbye.get("stopped") else ""
 
 
 def check_resumable(run: StoredRun, total_steps: int) -> None:
@@ -174,9 +157,8 @@ def _graft(graft: Mapping[str, Any]) -> str:
 
 def describe(run: StoredRun) -> str:
     """What one run is, what came of it, and what happened for which reasons."""
-    happened = read_happened(run.folder)
     lines = [f"run         {run.run_id}", f"directory   {run.folder}", f"task        {run.spec['task']}"]
-    lines += result_lines(run.result, happened.total_steps)
+    lines += result_lines(run.result, latest_session(run.folder)[0].get("total_steps", 0))
     if stopped := stopped_in(run):
         lines.append(f"result      none yet: {stopped}; go on: esper train --resume {called(run.folder)}")
     elif not run.result:
@@ -184,6 +166,6 @@ def describe(run: StoredRun) -> str:
     for fossil in run.lineage.get("fossils", []):
         lines.append(f"fossil      {fossil['seed']} at step {fossil['step']}: kernel {fossil['artifact_id']}")
         lines.append(f"genealogy   {genealogy(fossil, run.lineage.get('blueprints', {}))}")
-    lines += happened.lines
+    lines += read_happened(run.folder)
     reports = [name for name in ("report.html", "events.jsonl", "model.py", "model.pt") if (run.folder / name).exists()]
     return "\n".join([*lines, f"files       {', '.join(reports) or 'none'}"])

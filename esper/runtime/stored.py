@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from esper.errors import Corrupt
+from esper.runtime.spec import SPEC
 
-SPEC, EVENTS = "spec.json", "events.jsonl"
+EVENTS = "events.jsonl"
+_BEGUN, _ENDED = '{"kind": "hello"', '{"kind": "goodbye"'  # how their lines begin
 
 _NUMBER = (int, float)
 # Keys by file, and of which type. Those of _NEEDED must be there.
@@ -55,21 +57,50 @@ def read_own(folder: Path) -> dict[str, Any]:
 
     Raises Corrupt for events that say nothing of it.
     """
-    path, said = folder / EVENTS, None
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith('{"kind": "hello"'):
-                    said = json.loads(line)
-                    break
-    except OSError as error:
-        raise Corrupt(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise Corrupt(f"{path} does not parse: {error}") from error
-    if said is None:
-        raise Corrupt(f"{path} does not say how the run began")
+    said, _ = latest_session(folder)
+    if not said:
+        raise Corrupt(f"{folder / EVENTS} {_why_unsaid(folder / EVENTS)}")
     task = f"{said.get('task') or 'none'}, in a loop of its own"
     return {"run_id": str(said.get("run_id", "")), "task": task, "growth": {"policy": str(said.get("policy", ""))}}
+
+
+def _why_unsaid(events: Path) -> str:
+    try:
+        events.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return f"does not parse: {error}"
+    return "does not say how the run began"
+
+
+def latest_session(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(hello, goodbye) of the run's latest beginning, from its events; empty for what they do not have.
+
+    A line that does not parse, as the last one while it is being written, says nothing. Raises Corrupt for events that
+    cannot be read.
+    """
+    path = folder / EVENTS
+    hello: dict[str, Any] = {}
+    goodbye: dict[str, Any] = {}
+    if not path.exists():
+        return hello, goodbye
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith(_BEGUN):
+                    hello, goodbye = _parsed(line), {}
+                elif line.startswith(_ENDED):
+                    goodbye = _parsed(line)
+    except OSError as error:
+        raise Corrupt(f"{path} cannot be read: {error.strerror or error}") from error
+    return hello, goodbye
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return event
 
 
 def _checked(

@@ -14,7 +14,7 @@ def transition(step, source, target, reason="because"):
 
 
 def told(*events):
-    return happened_in(events).lines
+    return happened_in(events)
 
 
 def test_a_decision_has_its_step_its_reason_and_the_id_that_explain_takes():
@@ -62,16 +62,11 @@ def test_rollbacks_notes_refused_commands_and_an_error_that_ended_it_are_told():
     assert told({"kind": "goodbye", "step": 9, "completed": True, "error": ""}) == []
 
 
-def test_the_steps_it_was_started_for_are_those_of_its_last_start(tmp_path):
-    assert happened_in([{"kind": "hello", "total_steps": 10}, {"kind": "hello", "total_steps": 40}]).total_steps == 40
-    assert read_happened(tmp_path).total_steps == 0
-
-
 def test_a_record_that_is_absent_or_damaged_is_named_and_a_line_being_written_is_not(tmp_path):
-    assert read_happened(tmp_path).lines == ["decisions   none recorded: there is no events.jsonl"]
+    assert read_happened(tmp_path) == ["decisions   none recorded: there is no events.jsonl"]
     good = json.dumps(decision(1)) + "\n"
     (tmp_path / "events.jsonl").write_text(good + "{\n[1]\n" + good + '{"kind": "dec')
-    assert read_happened(tmp_path).lines == [
+    assert read_happened(tmp_path) == [
         "decision    step 1: nothing, 2 times; the last: too early",
         "events      2 lines of events.jsonl do not parse and are left out",
     ]
@@ -80,6 +75,6 @@ def test_a_record_that_is_absent_or_damaged_is_named_and_a_line_being_written_is
 def test_of_a_long_run_the_latest_is_shown_and_what_is_left_out_is_counted(tmp_path):
     events = [decision(step, "MODIFY") for step in range(MOST_LINES + 5)]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    lines = read_happened(tmp_path).lines
+    lines = read_happened(tmp_path)
     assert lines[0] == "decisions   5 earlier lines are left out; events.jsonl has them all"
     assert len(lines) == MOST_LINES + 1 and f"step {MOST_LINES + 4}:" in lines[-1]

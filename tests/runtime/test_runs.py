@@ -68,6 +68,9 @@ def test_steps_of_a_run_that_stopped_short_are_beside_those_it_was_started_for(t
     (tmp_path / "events.jsonl").write_text('{"kind": "hello", "total_steps": 40000}\n')
     assert "steps       14262 of 40000" in shown(tmp_path, {"steps": 14262})
     assert "steps       40000" in shown(tmp_path, {"steps": 40000})
+    with (tmp_path / "events.jsonl").open("a") as events:
+        events.write('{"kind": "hello", "total_steps": 50000}\n')
+    assert "steps       40000 of 50000" in shown(tmp_path, {"steps": 40000})
 
 
 def test_the_decisions_are_shown_with_their_reasons(tmp_path):
